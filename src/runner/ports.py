@@ -1,0 +1,283 @@
+"""What the core needs from the outside. Each port lives here, with its consumer; adapters implement them.
+
+The fakes of `tests/fakes.py` and the real adapters pass the same suite in `tests/contract/`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from runner.job import (
+    Attempt,
+    Bytes,
+    DeadCode,
+    EventKind,
+    Exit,
+    Invalid,
+    Job,
+    JobKey,
+    JobResult,
+    Line,
+    Outcome,
+    Plan,
+    Priority,
+    Stack,
+    StackRef,
+    StopReason,
+    Stream,
+)
+
+OnOutput = Callable[[Stream, bytes], None]
+"""Takes raw output as it comes. It must not block: a reader that waits would stop the job (EXECUTION rule: always drain)."""
+
+
+class Container(Protocol):
+    """One job's container, whose process was started."""
+
+    @property
+    def id(self) -> str:
+        """The engine's full id."""
+
+    @property
+    def started(self) -> datetime:
+        """When the job's own process was started (UTC, by the init's clock)."""
+
+    async def wait(self) -> Exit:
+        """Return once the job has ended and all of its output was handed over. May be awaited again after cancellation."""
+
+    async def terminate(self) -> None:
+        """Send SIGTERM to all processes of the job. Done already when the job has ended."""
+
+    async def kill(self) -> None:
+        """Send SIGKILL to all processes of the job. Done already when the job has ended."""
+
+    def progress(self) -> bytes | None:
+        """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""
+
+
+class Engine(Protocol):
+    """Runs containers and removes them."""
+
+    async def launch(self, attempt: Attempt, on_output: OnOutput) -> Container:
+        """Start the attempt's container and hand the job over to the init in it; return when its process was started.
+
+        Raises `StartError` when the engine refuses the configuration, `ImageMissing`, `EngineGone` or `EngineError`.
+        Whatever it raises, and when it is cancelled, `discard` has to follow.
+        """
+
+    async def discard(self, attempt: Attempt) -> None:
+        """Return when nothing is left of the attempt: container (404 by id and by name) and files.
+
+        Retries for as long as it takes. Cancelling it leaves the rest to the periodic sweep.
+        """
+
+
+class Lease(Protocol):
+    """The right to run a job that was claimed. Every lease is given back exactly once, by the last three methods."""
+
+    @property
+    def number(self) -> int:
+        """The attempt that this claim leads to, from 1."""
+
+    @property
+    def lost(self) -> int:
+        """How often the platform lost the job before."""
+
+    async def settle(self) -> None:
+        """The job's `finished` is confirmed: forget the job."""
+
+    async def retry(self, delay: timedelta, *, platform: bool) -> None:
+        """Have the job start again after `delay`, anywhere. `platform`: our failure, counted apart from the job's."""
+
+    async def defer(self, delay: timedelta) -> None:
+        """Pass the job on: not started here, so neither count rises."""
+
+
+class Delivery(Protocol):
+    """One message that was taken and is not ours yet. Settled exactly once: by claim, bury, drop, defer or release."""
+
+    @property
+    def submission(self) -> Job | Invalid:
+        """What the message says."""
+
+    @property
+    def fresh(self) -> bool:
+        """True for a new submission; false for what came by an internal path (retry, lease, delay)."""
+
+    @property
+    def number(self) -> int:
+        """The attempt that the next start would be, from 1."""
+
+    @property
+    def deferrals(self) -> int:
+        """How often the job was passed on since it was last taken from its submitter."""
+
+    async def claim(self, claim: str) -> Lease:
+        """Make the job ours: after this no other worker gets it while we live."""
+
+    async def bury(self, code: DeadCode, reason: str) -> None:
+        """Send the body, byte for byte, to the dead letters, and forget the message."""
+
+    async def drop(self) -> None:
+        """Forget the message; everything there was to say has been said."""
+
+    async def defer(self, delay: timedelta) -> None:
+        """Pass the job on: another worker may be able to run it."""
+
+    async def release(self) -> None:
+        """Put the message back where it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueKey:
+    """Names one job queue: a pool's queue of one priority, shared or of one named tenant."""
+
+    pool: str
+    priority: Priority
+    tenant: str | None = None
+
+
+class Intake(Protocol):
+    """Where deliveries come from."""
+
+    async def take(self) -> Delivery:
+        """Wait for the next delivery, whichever queue it comes from."""
+
+    def want(self, count: int) -> None:
+        """Be ready to take `count` more deliveries, no more; 0 stops taking. Replaces the last wish."""
+
+    async def close(self) -> None:
+        """Stop taking, for good; deliveries that were taken stay valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a job. The worker's name is added by the publisher's codec from `worker`.
+
+    `result` stands in `finished`; the rest of the fields after `time` stand where the kind of event has a use for them.
+    """
+
+    kind: EventKind
+    submission: Job | Invalid
+    worker: str
+    claim: str
+    seq: int
+    attempt: int
+    time: datetime
+    stack: Stack | None = None
+    reason: str | None = None
+    container: str | None = None
+    warm: bool | None = None
+    deadline: datetime | None = None
+    progress: str | None = None
+    stop: StopReason | None = None
+    outcome: Outcome | None = None
+    delay: timedelta | None = None
+    result: JobResult | None = None
+
+
+class Events(Protocol):
+    """Tells the world, and the submitter."""
+
+    async def publish(self, event: Event) -> None:
+        """Return when the event is safe: confirmed by the broker (and the reply sent, for `finished`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some lines of a job's log, in order. `out` and `err` count each stream's raw bytes before this batch."""
+
+    key: JobKey
+    claim: str
+    seq: int | None
+    out: int
+    err: int
+    lines: Sequence[Line]
+    end: bool = False
+
+
+class LogSink(Protocol):
+    """Takes a job's log, and loses it rather than hold up the job."""
+
+    def offer(self, batch: Batch) -> None:
+        """Publish the batch when it can be done; a batch without `seq` goes to the live key. Never blocks."""
+
+    async def flush(self, key: JobKey, claim: str, timeout: timedelta) -> bool:
+        """Wait until the broker has confirmed all batches of the claim; false when it did not, or any was lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRecord:
+    """What the journal knows of a claim from before its container exists."""
+
+    claim: str
+    key: JobKey
+    container_name: str
+    attempt: int
+    claimed: datetime
+
+
+class Journal(Protocol):
+    """What this worker holds, owes and ran; survives the daemon."""
+
+    async def claimed(self, record: ClaimRecord) -> None:
+        """Write down the claim before anything is made for it."""
+
+    async def started(self, claim: str, container: str, deadline: datetime) -> None:
+        """Write down which container runs the claim, and when the job has to be gone."""
+
+    async def ended(self, claim: str, *, finished: bool) -> None:
+        """The claim is over. `finished`: the job is, too (its last event was confirmed)."""
+
+    async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
+        """Whether this worker finished that job within that time."""
+
+
+class Stacks(Protocol):
+    """The runtimes that this worker has."""
+
+    async def resolve(self, ref: StackRef) -> Stack:
+        """The stack as it is now. Raises `DeferredError` when this worker lacks it, `RejectedError` when nobody may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """How long each phase of a job took, in seconds; None where it did not happen."""
+
+    queued: float | None = None
+    prepare: float | None = None
+    run: float | None = None
+    cleanup: float | None = None
+    start: float | None = None
+
+
+class Observer(Protocol):
+    """Counts what happens. Implemented once, on the metrics registry."""
+
+    def job_started(self, plan: Plan, *, warm: bool, seconds: float) -> None:
+        """A job's first process runs, `seconds` after its claim."""
+
+    def job_ended(self, stack: str | None, outcome: Outcome, phases: Phases) -> None:
+        """A job's `finished` was confirmed. `stack` is None for one that is not installed here."""
+
+    def attempt_ended(self, stack: str) -> None:
+        """The process that `job_started` reported runs no more."""
+
+    def cleaned_up(self, stack: str, seconds: float) -> None:
+        """An attempt's container and files are gone, `seconds` after its end."""
+
+    def buried(self, code: DeadCode) -> None:
+        """A message went to the dead letters."""
+
+    def deferred(self) -> None:
+        """A job was passed on."""
+
+    def output(self, stream: Stream, count: int) -> None:
+        """A job wrote `count` bytes."""
+
+    def output_omitted(self, count: int) -> None:
+        """`count` bytes of a log were left out."""
+
+    def claims(self, *, cpus: float, memory: Bytes) -> None:
+        """What the running jobs claim together, now."""
