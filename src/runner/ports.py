@@ -29,7 +29,7 @@ from runner.job import (
 )
 
 OnOutput = Callable[[Stream, bytes], None]
-"""Takes raw output as it comes. It must not block: a reader that waits would stop the job (EXECUTION rule: always drain)."""
+"""Takes raw output as it comes. It must not block: a job whose output nobody reads stands still."""
 
 
 class Container(Protocol):
@@ -44,7 +44,7 @@ class Container(Protocol):
         """When the job's own process was started (UTC, by the init's clock)."""
 
     async def wait(self) -> Exit:
-        """Return once the job has ended and all of its output was handed over. May be awaited again after cancellation."""
+        """Return once the job has ended and its output was handed over. May be awaited again after cancellation."""
 
     async def terminate(self) -> None:
         """Send SIGTERM to all processes of the job. Done already when the job has ended."""
