@@ -1,0 +1,45 @@
+"""The settings: one frozen tree, read once at the start. What each of them does stands in docs/settings.md."""
+
+from runner.settings.load import DEFAULT_FILE, Host, load_settings
+from runner.settings.tree import (
+    Amqp,
+    Capacity,
+    Code,
+    Engine,
+    History,
+    Http,
+    Log,
+    LogFormat,
+    LogLevel,
+    Networks,
+    Restart,
+    Secrets,
+    Settings,
+    StackFolder,
+    Tenant,
+    Warm,
+    Worker,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "Amqp",
+    "Capacity",
+    "Code",
+    "Engine",
+    "History",
+    "Host",
+    "Http",
+    "Log",
+    "LogFormat",
+    "LogLevel",
+    "Networks",
+    "Restart",
+    "Secrets",
+    "Settings",
+    "StackFolder",
+    "Tenant",
+    "Warm",
+    "Worker",
+    "load_settings",
+]

@@ -1,0 +1,217 @@
+"""The kinds of values that settings and stack files have. Each says in its refusal what would be right."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from runner.job import Bytes
+from runner.units import format_duration, parse_duration, parse_size, quoted, spell_size
+
+_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
+_WORD_RULE = "write at most 40 of a-z, 0-9, _ and -, the first a letter or digit"
+_NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
+_MASK = "****"
+
+MEMORY_MIN = Bytes(6 * 2**20)
+"""The engine refuses less."""
+CPUS_MIN = 0.01
+"""The engine refuses less."""
+
+
+class Section(BaseModel):
+    """A part of a configuration file: immutable, and with no room for what we do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """An amount of memory: so many bytes, or a part of a whole that is known later."""
+
+    size: Bytes | None = None
+    percent: float | None = None
+
+    def of(self, whole: Bytes) -> Bytes:
+        """The amount, where `whole` is all there is."""
+        return Bytes(int(whole * self.percent / 100)) if self.percent is not None else self.size or Bytes(0)
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.percent is not None else str(spell_size(self.size or 0))
+
+
+def _number(value: object) -> object:
+    """The environment has only text; what stands for a plain number there counts as one."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _duration(value: object) -> timedelta:
+    return value if isinstance(value, timedelta) else parse_duration(_number(value))
+
+
+def _span(value: object) -> timedelta:
+    span = _duration(value)
+    if not span:
+        raise ValueError("must be longer than 0")
+    return span
+
+
+def _size(value: object) -> Bytes:
+    return parse_size(_number(value))
+
+
+def _memory(value: object) -> Bytes:
+    memory = _size(value)
+    if memory < MEMORY_MIN:
+        raise ValueError(f'{quoted(value)} is too little; the engine needs at least "{spell_size(MEMORY_MIN)}"')
+    return memory
+
+
+def _portion(value: object) -> Portion:
+    if isinstance(value, Portion):
+        return value
+    if not (isinstance(value, str) and value.endswith("%")):
+        return Portion(size=_size(value))
+    percent = value.removesuffix("%")
+    if not _NUMBER.fullmatch(percent) or float(percent) > 100:  # noqa: PLR2004 - a percentage
+        raise ValueError(f'{quoted(value)} is not a part of the whole; write for example "25%" or "2g"')
+    return Portion(percent=float(percent))
+
+
+def _word(value: str) -> str:
+    if not _WORD.fullmatch(value):
+        raise ValueError(f"{quoted(value)} is not a word; {_WORD_RULE}")
+    return value
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{quoted(value)} is not a number")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _folder(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f'{quoted(str(value))} is not an absolute path; begin it with "/"')
+    return value
+
+
+def _either(word: str, parse: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A validator that reads `word` as None, and leaves the rest to `parse`."""
+    return lambda value: None if value is None or value == word else parse(value)
+
+
+def _or(word: str, write: Callable[[Any], object]) -> PlainSerializer:
+    """The way back from `_either`."""
+    return PlainSerializer(lambda value: word if value is None else write(value))
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _broker(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        fine = parts.scheme in {"amqp", "amqps"} and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    # A password with a bare / or ? in it would be read as host and path, and shown.
+    if not fine or "@" in parts.path + parts.query or parts.fragment:
+        raise ValueError(
+            "is not the address of a broker; write for example amqp://user:password@host:5672/vhost, "
+            "with @, /, ? and # in a password as %40, %2F, %3F and %23"
+        )
+    return value
+
+
+def mask_password(url: str) -> str:
+    """The address without the password in it, for people and logs."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    return urlunsplit(parts._replace(netloc=name + (colon and f":{_MASK}") + at + host, query=parts.query and _MASK))
+
+
+def _masked(urls: tuple[str, ...]) -> list[str]:
+    return [mask_password(url) for url in urls]
+
+
+def _engine_url(value: str) -> str:
+    if urlsplit(value).scheme not in {"unix", "http", "https", "tcp"}:
+        raise ValueError(f"{quoted(value)} is not the address of an engine; write unix:///var/run/docker.sock")
+    return value
+
+
+def _range(value: object) -> IPv4Network:
+    try:
+        return IPv4Network(value if isinstance(value, IPv4Network) else str(value))
+    except ValueError:
+        raise ValueError(f"{quoted(value)} is not a range of IPv4 addresses; write for example 10.90.0.0/16") from None
+
+
+def _source(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme == "https" and parts.hostname and "@" not in parts.netloc and parts.path.endswith("/"):
+        return value
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.endswith("/"):
+        return value
+    raise ValueError(f"{quoted(value)} is not a source of code; write https://host/path/ or file:///folder/")
+
+
+_Duration = PlainSerializer(format_duration)
+_Size = PlainSerializer(spell_size)
+_Text = PlainSerializer(str)
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), _Duration]
+"""A duration, perhaps 0."""
+Span = Annotated[timedelta, BeforeValidator(_span), _Duration]
+"""A duration longer than 0."""
+SpanOrOff = Annotated[timedelta | None, BeforeValidator(_either("off", _span)), _or("off", format_duration)]
+"""A duration longer than 0, or the word "off", which is None."""
+Size = Annotated[Bytes, BeforeValidator(_size), _Size]
+"""A size, perhaps 0."""
+Memory = Annotated[Bytes, BeforeValidator(_memory), _Size]
+"""A size that the engine takes as a memory limit."""
+MemoryOrNone = Annotated[Bytes | None, BeforeValidator(_either("none", _memory)), _or("none", spell_size)]
+"""A memory limit, or the word "none", which is None."""
+MemoryPart = Annotated[Portion, BeforeValidator(_portion), _Text]
+"""A size, or a percentage of what there is."""
+Whole = Annotated[int, BeforeValidator(_plain), Field(ge=0)]
+"""How many, perhaps none."""
+Count = Annotated[int, BeforeValidator(_plain), Field(ge=1)]
+"""How many, at least one."""
+CountOrNone = Annotated[Count | None, BeforeValidator(_either("none", _plain)), _or("none", int)]
+"""How many, at least one, or the word "none", which is None."""
+Number = Annotated[float, BeforeValidator(_plain), Field(gt=0)]
+"""A number above 0."""
+Cpus = Annotated[float, BeforeValidator(_plain), Field(ge=CPUS_MIN)]
+"""A number of CPUs that the engine takes as a limit."""
+CpusOrNone = Annotated[Cpus | None, BeforeValidator(_either("none", _plain)), _or("none", float)]
+"""A number of CPUs, or the word "none", which is None."""
+Ipv4Range = Annotated[IPv4Network, BeforeValidator(_range), _Text]
+"""A range of IPv4 addresses."""
+Port = Annotated[int, BeforeValidator(_plain), Field(ge=0, le=65535)]
+"""A TCP port; 0 takes any free one."""
+Text = Annotated[str, Field(min_length=1)]
+"""Some text, not empty."""
+Word = Annotated[str, AfterValidator(_word)]
+"""A word of the contract: a pool, a tenant, a worker's name."""
+Folder = Annotated[Path, AfterValidator(_folder), _Text]
+"""An absolute path."""
+BrokerUrl = Annotated[str, AfterValidator(_broker)]
+"""An AMQP address."""
+BrokerUrls = Annotated[
+    tuple[BrokerUrl, ...], BeforeValidator(_one_or_more), Field(min_length=1, repr=False), PlainSerializer(_masked)
+]
+"""One AMQP address or several. They are masked wherever the tree is shown or dumped."""
+EngineUrl = Annotated[str, AfterValidator(_engine_url)]
+"""The address of the engine's API."""
+CodeSource = Annotated[str, AfterValidator(_source)]
+"""What a job's `code.url` may begin with."""
