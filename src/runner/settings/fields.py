@@ -117,18 +117,22 @@ def _one_or_more(value: object) -> object:
 
 
 def _broker(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        fine = parts.scheme in {"amqp", "amqps"} and parts.hostname and parts.port != 0
-    except ValueError:
-        fine = False
-    # A password with a bare / or ? in it would be read as host and path, and shown.
-    if not fine or "@" in parts.path + parts.query or parts.fragment:
+    if not _is_broker(value):
         raise ValueError(
             "is not the address of a broker; write for example amqp://user:password@host:5672/vhost, "
             "with @, /, ? and # in a password as %40, %2F, %3F and %23"
         )
     return value
+
+
+def _is_broker(url: str) -> bool:
+    """Whether we can tell the password from the rest: a bare / or ? in it would be read as host and path, and shown."""
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return whole and parts.scheme in {"amqp", "amqps"} and "@" not in parts.path + parts.query and not parts.fragment
 
 
 def mask_password(url: str) -> str:
