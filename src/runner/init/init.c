@@ -1,0 +1,617 @@
+/*
+ * The init: PID 1 of every container. Reads one job description from standard input, runs the job, and reports its end.
+ *
+ * docs/init.md tells the protocol and the reasons; wire.py is the other end. No libc and no kernel headers, so that the
+ * same few kilobytes run in any image, even an empty one. A system call's result is the kernel's: -errno on failure.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef CGROUP_ROOT /* the tests put a folder of their own in its place */
+#define CGROUP_ROOT "/sys/fs/cgroup"
+#endif
+#ifndef GIVE_UP_MS /* how long a process may outlive SIGKILL before we leave without a report */
+#define GIVE_UP_MS 30000
+#endif
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the wire format is that of a little-endian machine"
+#endif
+
+/* ---- the kernel, as far as we need it ------------------------------------------------------------------------------ */
+
+#if defined(__x86_64__)
+enum {
+    NR_READ = 0, NR_WRITE = 1, NR_CLOSE = 3, NR_RT_SIGACTION = 13, NR_RT_SIGPROCMASK = 14, NR_GETPID = 39,
+    NR_CLONE = 56, NR_EXECVE = 59, NR_WAIT4 = 61, NR_KILL = 62, NR_FCNTL = 72, NR_CHDIR = 80, NR_SETSID = 112,
+    NR_RT_SIGTIMEDWAIT = 128, NR_STATFS = 137, NR_PRCTL = 157, NR_CLOCK_GETTIME = 228, NR_EXIT_GROUP = 231,
+    NR_OPENAT = 257, NR_PPOLL = 271, NR_PIPE2 = 293, NR_PRLIMIT64 = 302, NR_CLOSE_RANGE = 436,
+};
+
+static long sys(long number, long a, long b, long c, long d, long e)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+/* The kernel starts us without a return address, which C counts on for the alignment of the stack. */
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall run\n");
+
+#elif defined(__aarch64__)
+enum {
+    NR_FCNTL = 25, NR_STATFS = 43, NR_CHDIR = 49, NR_OPENAT = 56, NR_CLOSE = 57, NR_PIPE2 = 59, NR_READ = 63,
+    NR_WRITE = 64, NR_PPOLL = 73, NR_EXIT_GROUP = 94, NR_CLOCK_GETTIME = 113, NR_KILL = 129, NR_RT_SIGACTION = 134,
+    NR_RT_SIGPROCMASK = 135, NR_RT_SIGTIMEDWAIT = 137, NR_SETSID = 157, NR_PRCTL = 167, NR_GETPID = 172,
+    NR_CLONE = 220, NR_EXECVE = 221, NR_WAIT4 = 260, NR_PRLIMIT64 = 261, NR_CLOSE_RANGE = 436,
+};
+
+static long sys(long number, long a, long b, long c, long d, long e)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
+    return x0;
+}
+
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tbl run\n");
+
+#else
+#error "the init knows x86_64 and aarch64"
+#endif
+
+enum { ENOENT = 2, ESRCH = 3, EINTR = 4, EAGAIN = 11, EACCES = 13, ENOTDIR = 20, EINVAL = 22 };
+enum { SIGHUP = 1, SIGINT = 2, SIGQUIT = 3, SIGKILL = 9, SIGUSR1 = 10, SIGUSR2 = 12, SIGTERM = 15, SIGCHLD = 17 };
+enum { SIG_SETMASK = 2, SIGNALS = 64, POLLIN = 1, POLLOUT = 4, WNOHANG = 1, WALL = 0x40000000 };
+enum { AT_FDCWD = -100, O_CLOEXEC = 02000000, F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4 };
+enum { PR_SET_DUMPABLE = 4, CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
+
+struct timespec { int64_t seconds, nanoseconds; };
+struct pollfd { int32_t fd; int16_t events, returned; };
+struct limit { uint64_t soft, hard; };
+struct statfs {
+    int64_t type, block_size;
+    uint64_t blocks, free, available, inodes, inodes_free;
+    int64_t fsid, name_length, unit, flags, spare[4];
+};
+
+/* The compiler calls these of its own accord. The empty asm keeps it from seeing them as calls to themselves. */
+void *memset(void *to, int value, size_t size)
+{
+    for (uint8_t *byte = to; size-- > 0; *byte++ = (uint8_t)value)
+        __asm__ volatile("");
+    return to;
+}
+
+void *memcpy(void *to, const void *from, size_t size) /* copies upwards: the target may lie below what it overlaps */
+{
+    const uint8_t *source = from;
+    for (uint8_t *byte = to; size-- > 0; *byte++ = *source++)
+        __asm__ volatile("");
+    return to;
+}
+
+static int same(const void *one, const void *other, size_t size)
+{
+    const uint8_t *a = one, *b = other;
+    while (size > 0 && *a == *b)
+        a++, b++, size--;
+    return size == 0;
+}
+
+static size_t length_of(const char *text)
+{
+    size_t length = 0;
+    while (text[length] != 0)
+        length++;
+    return length;
+}
+
+static _Noreturn void leave(int code)
+{
+    for (;;)
+        sys(NR_EXIT_GROUP, code, 0, 0, 0, 0);
+}
+
+static void close_fd(int fd)
+{
+    sys(NR_CLOSE, fd, 0, 0, 0, 0);
+}
+
+static uint64_t now(int clock) /* in nanoseconds */
+{
+    struct timespec time = {0, 0};
+    sys(NR_CLOCK_GETTIME, clock, (long)&time, 0, 0, 0);
+    return (uint64_t)time.seconds * 1000000000 + (uint64_t)time.nanoseconds;
+}
+
+static void wait_until_ready(int fd, int16_t events)
+{
+    struct pollfd poll = {fd, events, 0};
+    sys(NR_PPOLL, (long)&poll, 1, 0, 0, 0);
+}
+
+/* The job shares our pipes and may have made them non-blocking, hence the poll. A pipe that nobody reads is given up. */
+static void write_all(int fd, const void *data, size_t size)
+{
+    const uint8_t *bytes = data;
+    while (size > 0) {
+        long result = sys(NR_WRITE, fd, (long)bytes, (long)size, 0, 0);
+        if (result > 0) {
+            bytes += result;
+            size -= (size_t)result;
+        } else if (result == -EAGAIN) {
+            wait_until_ready(fd, POLLOUT);
+        } else if (result != -EINTR) {
+            return;
+        }
+    }
+}
+
+/* Reads exactly `size` bytes, since the next one is the job's; less only at the end of the stream. */
+static size_t read_exactly(int fd, void *to, size_t size)
+{
+    size_t done = 0;
+    while (done < size) {
+        long result = sys(NR_READ, fd, (long)((uint8_t *)to + done), (long)(size - done), 0, 0);
+        if (result > 0)
+            done += (size_t)result;
+        else if (result == -EAGAIN)
+            wait_until_ready(fd, POLLIN);
+        else if (result != -EINTR)
+            break;
+    }
+    return done;
+}
+
+static _Noreturn void refuse(const char *why)
+{
+    write_all(2, why, length_of(why));
+    leave(70);
+}
+
+/* ---- the frame ----------------------------------------------------------------------------------------------------- */
+
+enum { NONCE = 16, BODY_MAX = (1 << 20) + (64 << 10), WORDS_MAX = BODY_MAX / 5, LIMITS_MAX = 16, PLACES_MAX = 8 };
+enum tag { TAG_NONCE = 1, TAG_ARGV, TAG_ENV, TAG_CWD, TAG_TIMEOUT, TAG_LIMIT, TAG_PLACE };
+
+static struct {
+    uint8_t start_nonce[NONCE], end_nonce[NONCE];
+    int has_nonce, has_timeout;
+    uint64_t timeout_ms;
+    const char *cwd;
+    uint32_t words, variables, limits, places;
+    uint32_t resource[LIMITS_MAX];
+    struct limit limit[LIMITS_MAX];
+    const char *place[PLACES_MAX];
+    const char *argv[WORDS_MAX + 1];
+    const char *env[WORDS_MAX + 2]; /* one more for JOB_DEADLINE */
+} job;
+
+static uint8_t body[BODY_MAX];
+
+static int take_nonce(const uint8_t *value, uint32_t length)
+{
+    if (length != 2 * NONCE)
+        return 0;
+    memcpy(job.start_nonce, value, NONCE);
+    memcpy(job.end_nonce, value + NONCE, NONCE);
+    return job.has_nonce = 1;
+}
+
+static int take_timeout(const uint8_t *value, uint32_t length)
+{
+    if (length != sizeof job.timeout_ms)
+        return 0;
+    memcpy(&job.timeout_ms, value, sizeof job.timeout_ms);
+    return job.has_timeout = 1;
+}
+
+static int take_limit(const uint8_t *value, uint32_t length)
+{
+    if (length != 20 || job.limits == LIMITS_MAX)
+        return 0;
+    memcpy(&job.resource[job.limits], value, 4);
+    memcpy(&job.limit[job.limits], value + 4, 16);
+    job.limits++;
+    return 1;
+}
+
+static int take_place(const char *path)
+{
+    if (job.places == PLACES_MAX)
+        return 0;
+    job.place[job.places++] = path;
+    return 1;
+}
+
+static int take(uint8_t tag, const uint8_t *value, uint32_t length)
+{
+    const char *text = (const char *)value;
+    switch (tag) {
+    case TAG_NONCE:
+        return take_nonce(value, length);
+    case TAG_ARGV:
+        job.argv[job.words++] = text;
+        return 1;
+    case TAG_ENV:
+        job.env[job.variables++] = text;
+        return 1;
+    case TAG_CWD:
+        job.cwd = text;
+        return 1;
+    case TAG_TIMEOUT:
+        return take_timeout(value, length);
+    case TAG_LIMIT:
+        return take_limit(value, length);
+    case TAG_PLACE:
+        return take_place(text);
+    default:
+        return 0;
+    }
+}
+
+/* Each value moves down over its own header, which leaves room for the NUL that ends a string. */
+static int parse(uint8_t *item, size_t size)
+{
+    while (size > 0) {
+        uint8_t tag = item[0];
+        uint32_t length;
+        if (size < 5)
+            return 0;
+        memcpy(&length, item + 1, 4);
+        if (length > size - 5)
+            return 0;
+        memcpy(item, item + 5, length);
+        item[length] = 0;
+        if (!take(tag, item, length))
+            return 0;
+        item += 5 + length;
+        size -= 5 + (size_t)length;
+    }
+    return job.has_nonce && job.words > 0;
+}
+
+static void read_frame(void)
+{
+    struct { char magic[4]; uint32_t length; } header;
+    size_t count = read_exactly(0, &header, sizeof header);
+    if (count == 0)
+        leave(0); /* stdin was closed: no job will come */
+    if (count < sizeof header || !same(header.magic, "RUN1", 4) || header.length > BODY_MAX)
+        refuse("runner-init: this is not a job description\n");
+    if (read_exactly(0, body, header.length) < header.length || !parse(body, header.length))
+        refuse("runner-init: the job description is broken\n");
+}
+
+/* ---- the counters ---------------------------------------------------------------------------------------------------*/
+
+#define UNKNOWN UINT64_MAX
+
+/* The number in the file's line that starts with `word` (which ends in a space), or the first one if `word` is empty. */
+static uint64_t number_in(const char *path, const char *word)
+{
+    char text[4096], *line = text;
+    size_t length = length_of(word);
+    long fd = sys(NR_OPENAT, AT_FDCWD, (long)path, O_CLOEXEC, 0, 0);
+    if (fd < 0)
+        return UNKNOWN;
+    text[read_exactly((int)fd, text, sizeof text - 1)] = 0;
+    close_fd((int)fd);
+    while (!same(line, word, length)) {
+        while (*line != 0 && *line != '\n')
+            line++;
+        if (*line++ == 0)
+            return UNKNOWN;
+    }
+    line += length;
+    if (*line < '0' || *line > '9')
+        return UNKNOWN;
+    uint64_t number = 0;
+    while (*line >= '0' && *line <= '9')
+        number = number * 10 + (uint64_t)(*line++ - '0');
+    return number;
+}
+
+static uint64_t cpu_ns(void)
+{
+    uint64_t value = number_in(CGROUP_ROOT "/cpu.stat", "usage_usec ");
+    if (value != UNKNOWN)
+        return value * 1000;
+    value = number_in(CGROUP_ROOT "/cpuacct/cpuacct.usage", "");
+    return value != UNKNOWN ? value : number_in(CGROUP_ROOT "/cpu,cpuacct/cpuacct.usage", "");
+}
+
+static uint64_t oom_kills(void)
+{
+    uint64_t value = number_in(CGROUP_ROOT "/memory.events", "oom_kill ");
+    return value != UNKNOWN ? value : number_in(CGROUP_ROOT "/memory/memory.oom_control", "oom_kill ");
+}
+
+static uint64_t memory_peak(void)
+{
+    uint64_t value = number_in(CGROUP_ROOT "/memory.peak", "");
+    return value != UNKNOWN ? value : number_in(CGROUP_ROOT "/memory/memory.max_usage_in_bytes", "");
+}
+
+static uint64_t since(uint64_t before, uint64_t after)
+{
+    return before == UNKNOWN || after == UNKNOWN ? UNKNOWN : after - before;
+}
+
+/* ---- the job ------------------------------------------------------------------------------------------------------- */
+
+static void add_deadline(uint64_t start_ns)
+{
+    static char text[] = "JOB_DEADLINE=00000000000000000000";
+    char *digit = text + sizeof text - 1;
+    uint64_t seconds = (start_ns / 1000000 + job.timeout_ms + 999) / 1000;
+    do {
+        *--digit = (char)('0' + seconds % 10);
+        seconds /= 10;
+    } while (seconds > 0);
+    char *name_end = text + sizeof "JOB_DEADLINE=" - 1;
+    memcpy(name_end, digit, (size_t)(text + sizeof text - digit));
+    job.env[job.variables++] = text;
+}
+
+static const char *search_path(void)
+{
+    for (uint32_t i = 0; i < job.variables; i++)
+        if (same(job.env[i], "PATH=", 5))
+            return job.env[i] + 5;
+    return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+static int exec_file(const char *path) /* returns the errno: there is nobody to return to when it succeeds */
+{
+    return (int)-sys(NR_EXECVE, (long)path, (long)job.argv, (long)job.env, 0, 0);
+}
+
+/* Tries each folder of the path. One that lacks the file is passed over; "not permitted" is told if none has it. */
+static int exec_by_name(const char *name)
+{
+    static char path[4096];
+    size_t name_size = length_of(name) + 1;
+    int error = ENOENT;
+    const char *folder = search_path();
+    for (;;) {
+        size_t length = 0;
+        while (folder[length] != 0 && folder[length] != ':')
+            length++;
+        if (length + 1 + name_size <= sizeof path) {
+            memcpy(path, folder, length);
+            path[length] = '/';
+            memcpy(path + (length > 0 ? length + 1 : 0), name, name_size); /* an empty folder is the current one */
+            int failed = exec_file(path);
+            if (failed == EACCES)
+                error = EACCES;
+            else if (failed != ENOENT && failed != ENOTDIR)
+                return failed;
+        }
+        if (folder[length] == 0)
+            return error;
+        folder += length + 1;
+    }
+}
+
+static int exec_job(void)
+{
+    const char *name = job.argv[0];
+    if (*name == 0)
+        return ENOENT;
+    for (const char *c = name; *c != 0; c++)
+        if (*c == '/')
+            return exec_file(name);
+    return exec_by_name(name);
+}
+
+static void close_on_exec(void) /* whatever the runtime leaked to us */
+{
+    if (sys(NR_CLOSE_RANGE, 3, (long)~0U, CLOSE_RANGE_CLOEXEC, 0, 0) == 0)
+        return;
+    for (int fd = 3; fd < 1024; fd++) /* before Linux 5.11 */
+        sys(NR_FCNTL, fd, F_SETFD, FD_CLOEXEC, 0, 0);
+}
+
+static int become_job(void) /* in the child; returns the errno of what failed */
+{
+    static const uint64_t none = 0;
+    sys(NR_SETSID, 0, 0, 0, 0, 0);
+    close_on_exec();
+    for (uint32_t i = 0; i < job.limits; i++) {
+        long result = sys(NR_PRLIMIT64, 0, job.resource[i], (long)&job.limit[i], 0, 0);
+        if (result < 0)
+            return (int)-result;
+    }
+    if (job.cwd) {
+        long result = sys(NR_CHDIR, (long)job.cwd, 0, 0, 0, 0);
+        if (result < 0)
+            return (int)-result;
+    }
+    sys(NR_RT_SIGPROCMASK, SIG_SETMASK, (long)&none, 0, sizeof none, 0);
+    return exec_job();
+}
+
+/* Returns the job's pid once its program runs; else -errno. The pipe closes at exec, or carries the error. */
+static long start_job(void)
+{
+    int pipe[2], error;
+    long result = sys(NR_PIPE2, (long)pipe, O_CLOEXEC, 0, 0, 0);
+    if (result < 0)
+        return result;
+    long pid = sys(NR_CLONE, SIGCHLD, 0, 0, 0, 0); /* a plain fork; aarch64 has no call of that name */
+    if (pid < 0)
+        return pid;
+    if (pid == 0) {
+        error = become_job();
+        write_all(pipe[1], &error, sizeof error);
+        leave(127);
+    }
+    close_fd(pipe[1]);
+    size_t count = read_exactly(pipe[0], &error, sizeof error);
+    close_fd(pipe[0]);
+    return count == sizeof error ? -error : pid;
+}
+
+/* ---- PID 1 --------------------------------------------------------------------------------------------------------- */
+
+enum { KILL_SIGNAL = 40 }; /* a real-time signal that no runtime uses: kill everything, but let the init report */
+
+static uint64_t bit(int signal)
+{
+    return 1ULL << (signal - 1);
+}
+
+/* Signals stay blocked and are taken one by one, so that nothing here is ever interrupted. 0 or less: none came. */
+static long take_signal(uint64_t set, const struct timespec *timeout)
+{
+    return sys(NR_RT_SIGTIMEDWAIT, (long)&set, 0, (long)timeout, sizeof set, 0);
+}
+
+static long reap(int *status)
+{
+    return sys(NR_WAIT4, -1, (long)status, WNOHANG | WALL, 0, 0);
+}
+
+static long signal_all(int signal) /* from PID 1 it reaches every process of the namespace but ourselves */
+{
+    return sys(NR_KILL, -1, signal, 0, 0, 0);
+}
+
+static void forward(long signal)
+{
+    static const struct timespec at_once = {0, 0};
+    static const uint64_t forwarded = 1ULL << (SIGHUP - 1) | 1ULL << (SIGINT - 1) | 1ULL << (SIGQUIT - 1) |
+                                      1ULL << (SIGUSR1 - 1) | 1ULL << (SIGUSR2 - 1) | 1ULL << (SIGTERM - 1);
+    /* The kernel hands out low numbers first: without the second question a storm of SIGHUP would hide the kill. */
+    if (signal == KILL_SIGNAL || take_signal(bit(KILL_SIGNAL), &at_once) == KILL_SIGNAL)
+        signal_all(SIGKILL);
+    else if (forwarded & bit((int)signal))
+        signal_all((int)signal);
+}
+
+/* One child and one signal a turn: neither a storm of signals nor of orphans keeps the other waiting. */
+static int wait_for(long pid)
+{
+    static const struct timespec at_once = {0, 0};
+    for (;;) {
+        int status;
+        long reaped = reap(&status);
+        if (reaped == pid)
+            return status;
+        long signal = take_signal(~0ULL, reaped > 0 ? &at_once : 0);
+        if (signal > 0)
+            forward(signal);
+    }
+}
+
+/* Returns whether all is dead. "No such process" is the proof: zombies and processes that entered from outside count. */
+static int kill_all(void)
+{
+    static const struct timespec ten_ms = {0, 10000000};
+    uint64_t begin = now(CLOCK_MONOTONIC);
+    for (;;) {
+        int status;
+        while (reap(&status) > 0)
+            ;
+        if (signal_all(SIGKILL) == -ESRCH)
+            return 1;
+        if (now(CLOCK_MONOTONIC) - begin > GIVE_UP_MS * 1000000ULL)
+            return 0;
+        take_signal(bit(SIGCHLD), &ten_ms); /* one that entered from outside is not our child: look again */
+    }
+}
+
+static struct __attribute__((packed)) {
+    uint8_t nonce[NONCE];
+    uint32_t length;
+    int32_t status, exec_errno;
+    uint64_t ended_ns, cpu_ns, memory_peak, oom_kills;
+    uint32_t places;
+    struct { uint64_t bytes, bytes_free, inodes, inodes_free; } place[PLACES_MAX];
+} report;
+
+static void measure_places(void)
+{
+    for (uint32_t i = 0; i < job.places; i++) {
+        struct statfs fs;
+        if (sys(NR_STATFS, (long)job.place[i], (long)&fs, 0, 0, 0) < 0) {
+            memset(&report.place[i], 0xff, sizeof report.place[i]);
+            continue;
+        }
+        report.place[i].bytes = fs.blocks * (uint64_t)fs.unit;
+        report.place[i].bytes_free = fs.available * (uint64_t)fs.unit;
+        report.place[i].inodes = fs.inodes;
+        report.place[i].inodes_free = fs.inodes_free;
+    }
+    report.places = job.places;
+}
+
+static void write_report(void)
+{
+    size_t size = offsetof(__typeof__(report), place) + job.places * sizeof report.place[0];
+    memcpy(report.nonce, job.end_nonce, NONCE);
+    report.length = (uint32_t)(size - offsetof(__typeof__(report), status));
+    write_all(1, &report, size);
+    write_all(2, job.end_nonce, NONCE);
+}
+
+static int exit_code(void)
+{
+    int error = report.exec_errno, status = report.status;
+    if (error != 0)
+        return error == ENOENT || error == ENOTDIR ? 127 : 126;
+    return status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff;
+}
+
+static void reset_signals(void) /* ours and thereby the job's: what we were started with may be anything */
+{
+    static const uint64_t zero[4], all = ~0ULL;
+    sys(NR_RT_SIGPROCMASK, SIG_SETMASK, (long)&all, 0, sizeof all, 0);
+    for (int signal = 1; signal <= SIGNALS; signal++)
+        sys(NR_RT_SIGACTION, signal, (long)zero, 0, sizeof all, 0);
+}
+
+static void announce_start(void)
+{
+    struct __attribute__((packed)) { uint8_t nonce[NONCE]; uint64_t ns; } start;
+    memcpy(start.nonce, job.start_nonce, NONCE);
+    start.ns = now(CLOCK_REALTIME);
+    if (job.has_timeout)
+        add_deadline(start.ns);
+    write_all(1, &start, sizeof start);
+}
+
+_Noreturn __attribute__((used)) void run(void)
+{
+    if (sys(NR_GETPID, 0, 0, 0, 0, 0) != 1)
+        refuse("runner-init: only for PID 1 of a container: it kills every other process\n");
+    sys(NR_PRCTL, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the job, though of our uid, can't read the nonce from our memory */
+    reset_signals();
+    read_frame();
+    uint64_t cpu_before = cpu_ns(), oom_before = oom_kills();
+    announce_start();
+    long pid = start_job();
+    close_fd(0); /* so that the writer sees when the job has closed its stdin */
+    report.exec_errno = pid < 0 ? (int32_t)-pid : 0;
+    report.status = pid < 0 ? -1 : wait_for(pid);
+    report.ended_ns = now(CLOCK_REALTIME);
+    measure_places();
+    if (!kill_all())
+        leave(exit_code());
+    report.cpu_ns = since(cpu_before, cpu_ns());
+    report.oom_kills = since(oom_before, oom_kills());
+    report.memory_peak = memory_peak();
+    write_report();
+    leave(exit_code());
+}

@@ -1,0 +1,281 @@
+"""What is said to the init and what it answers. `init.c` is the other end; `docs/init.md` explains both.
+
+All numbers are little-endian. Down, on standard input, goes one frame (`Description.encode`), then the job's input::
+
+    "RUN1"  u32 length of the rest  then items: u8 tag, u32 length, bytes
+
+    1 nonce, 16 bytes for the start record and 16 for the end      2 a word of argv, in order     3 a variable, K=V
+    4 working directory                                            5 u64 time-out in ms           7 a place to measure
+    6 resource limit: u32 resource, u64 soft, u64 hard
+
+Up come the job's own streams, with the init's records in them (`OutputScanner`)::
+
+    stdout:  start nonce  u64 realtime ns   …the job's…   end nonce  u32 length  body
+    stderr:                                 …the job's…   end nonce
+
+    body:  i32 wait status  i32 exec errno  u64 end, realtime ns  u64 cpu ns  u64 peak of memory  u64 OOM kills
+           u32 places, then for each: u64 bytes  u64 bytes free  u64 inodes  u64 inodes free
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+NONCE_BYTES = 32
+"""Both nonces together, as `Description` and `OutputScanner` take them."""
+BODY_MAX = (1 << 20) + (64 << 10)
+"""The most that a frame's items may take."""
+PLACES_MAX = 8
+"""The most places that the init measures."""
+RLIMITS_MAX = 16
+"""The most resource limits that the init sets."""
+
+_MAGIC = b"RUN1"
+_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE = range(1, 8)
+_HALF = NONCE_BYTES // 2
+_UNKNOWN = 2**64 - 1
+
+_FRAME = struct.Struct("<4sI")
+_ITEM = struct.Struct("<BI")
+_U64 = struct.Struct("<Q")
+_LIMIT = struct.Struct("<IQQ")
+_LENGTH = struct.Struct("<I")
+_BODY = struct.Struct("<iiQQQQI")
+_FILL = struct.Struct("<QQQQ")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """One job, as the init runs it.
+
+    `argv[0]` is looked for in the `PATH` of `env` unless it has a slash. `timeout` only tells the job its
+    `JOB_DEADLINE`: stopping it is the daemon's work. `rlimits` maps the numbers of the module `resource` to soft and
+    hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 random bytes.
+    """
+
+    nonce: bytes
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    timeout: timedelta
+    rlimits: Mapping[int, int]
+    places: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """The frame. Raises `ValueError`, which names the field, for what the init or the kernel cannot take."""
+        self._check()
+        body = b"".join(_ITEM.pack(tag, len(value)) + value for tag, value in self._items())
+        if len(body) > BODY_MAX:
+            raise ValueError(
+                f"argv and env: {len(body)} bytes in all, more than the {BODY_MAX} that a job may be given"
+            )
+        return _FRAME.pack(_MAGIC, len(body)) + body
+
+    def _check(self) -> None:
+        _check_nonce(self.nonce)
+        if not self.argv:
+            raise ValueError("argv: empty")
+        for name in self.env:
+            if not name or "=" in name:
+                raise ValueError(f"env: {name!r} is no name of a variable")
+        if self.timeout < timedelta(0):
+            raise ValueError("timeout: negative")
+        if len(self.rlimits) > RLIMITS_MAX:
+            raise ValueError(f"rlimits: more than {RLIMITS_MAX}")
+        if len(self.places) > PLACES_MAX:
+            raise ValueError(f"places: more than {PLACES_MAX}")
+
+    def _items(self) -> list[tuple[int, bytes]]:
+        return [
+            (_NONCE, self.nonce),
+            *((_ARGV, _text(f"argv[{index}]", word)) for index, word in enumerate(self.argv)),
+            *((_ENV, _text(f"env[{name}]", f"{name}={value}")) for name, value in self.env.items()),
+            (_CWD, _text("cwd", self.cwd)),
+            (_TIMEOUT, _U64.pack(self.timeout // timedelta(milliseconds=1))),
+            *((_RLIMIT, _LIMIT.pack(resource, value, value)) for resource, value in self.rlimits.items()),
+            *((_PLACE, _text(f"places[{index}]", path)) for index, path in enumerate(self.places)),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """How full a file system was when the job's main process ended, before the rest was killed."""
+
+    path: str
+    bytes_total: int
+    bytes_free: int
+    inodes_total: int
+    inodes_free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How the job ended.
+
+    `status` is what wait(2) gave (see `os.waitstatus_to_exitcode`), -1 when the program was never executed: then
+    `exec_errno` says why. CPU time and OOM kills count from when the description had been read; the peak of memory is
+    that of the container's whole life. None: the container's cgroup could not tell. A place that could not be measured
+    is left out.
+    """
+
+    status: int
+    exec_errno: int
+    ended: datetime
+    cpu_seconds: float | None
+    memory_peak_bytes: int | None
+    oom_kills: int | None
+    places: tuple[Place, ...]
+
+
+class OutputScanner:
+    """Takes the init's own records out of the job's two streams, wherever the chunks are cut.
+
+    `places` are those of the description. Neither method loses or adds a byte of the job's; what could be the start of
+    a nonce, 15 bytes at most, is held back until the next chunk or `flush_…`.
+    """
+
+    def __init__(self, nonce: bytes, places: tuple[str, ...]) -> None:
+        _check_nonce(nonce)
+        self.started: datetime | None = None
+        self.report: Report | None = None
+        self._places = places
+        self._stderr_ended = False
+        start, end = nonce[:_HALF], nonce[_HALF:]
+        self._stdout = _Stream({start: self._take_start, end: self._take_report})
+        self._stderr = _Stream({end: self._take_end})
+
+    @property
+    def complete(self) -> bool:
+        """Whether both streams were seen to their end: all that the job wrote has arrived."""
+        return self.report is not None and self._stderr_ended
+
+    def feed_stdout(self, data: bytes) -> bytes:
+        """What of the next chunk of stdout (and of what was held back) is the job's own."""
+        return self._stdout.feed(data)
+
+    def feed_stderr(self, data: bytes) -> bytes:
+        """The same for stderr."""
+        return self._stderr.feed(data)
+
+    def flush_stdout(self) -> bytes:
+        """At the end of the stream: what was held back and is no record after all."""
+        return self._stdout.flush()
+
+    def flush_stderr(self) -> bytes:
+        """The same for stderr."""
+        return self._stderr.flush()
+
+    def _take_start(self, data: bytes) -> int | None:
+        if len(data) < _U64.size:
+            return None
+        self.started = _time(*_U64.unpack_from(data))
+        return _U64.size
+
+    def _take_report(self, data: bytes) -> int | None:
+        if len(data) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(data)
+        end = _LENGTH.size + int(length)
+        if len(data) < end:
+            return None
+        self.report = _report(data[_LENGTH.size : end], self._places)
+        return end
+
+    def _take_end(self, _data: bytes) -> int:
+        self._stderr_ended = True
+        return 0
+
+
+_TakeRecord = Callable[[bytes], int | None]
+"""Takes the record that follows its nonce, and says how long it is; None while more of it is needed."""
+
+
+class _Stream:
+    """One stream, and the records that are still to be found in it, each once."""
+
+    def __init__(self, records: dict[bytes, _TakeRecord]) -> None:
+        self._records = records
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        rest = self._held + data if self._held else data
+        own = []
+        while (found := self._find(rest)) is not None:
+            position, nonce = found
+            own.append(rest[:position])
+            size = self._records[nonce](rest[position + _HALF :])
+            if size is None:
+                self._held = rest[position:]
+                return b"".join(own)
+            del self._records[nonce]
+            rest = rest[position + _HALF + size :]
+        cut = self._start_of_tail(rest)
+        self._held = rest[cut:]
+        own.append(rest[:cut])
+        return b"".join(own)
+
+    def flush(self) -> bytes:
+        """What was held back, less a record that broke off."""
+        held, self._held = self._held, b""
+        return b"" if held.startswith(tuple(self._records)) else held
+
+    def _find(self, data: bytes) -> tuple[int, bytes] | None:
+        hits = [(position, nonce) for nonce in self._records if (position := data.find(nonce)) >= 0]
+        return min(hits, default=None)
+
+    def _start_of_tail(self, data: bytes) -> int:
+        """Where the longest end of `data` starts that a nonce could go on from; its length if there is none."""
+        cut = len(data)
+        for nonce in self._records:
+            position = data.find(nonce[0], max(len(data) - _HALF + 1, 0))
+            while 0 <= position < cut and not nonce.startswith(data[position:]):
+                position = data.find(nonce[0], position + 1)
+            if position >= 0:
+                cut = min(cut, position)
+        return cut
+
+
+def _check_nonce(nonce: bytes) -> None:
+    if len(nonce) != NONCE_BYTES or nonce[:_HALF] == nonce[_HALF:]:
+        raise ValueError(f"nonce: not {NONCE_BYTES} bytes in two halves that differ")
+
+
+def _text(field: str, value: str) -> bytes:
+    if "\0" in value:
+        raise ValueError(f"{field}: has a NUL character")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field}: is not text ({error.reason})") from error
+
+
+def _time(nanoseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def _known(value: int) -> int | None:
+    return None if value == _UNKNOWN else value
+
+
+def _report(body: bytes, paths: tuple[str, ...]) -> Report | None:
+    if len(body) != _BODY.size + len(paths) * _FILL.size:
+        return None
+    status, exec_errno, ended, cpu_ns, memory_peak, oom_kills, _count = _BODY.unpack_from(body)
+    fills = zip(paths, _FILL.iter_unpack(body[_BODY.size :]), strict=True)
+    places = (
+        Place(path=path, bytes_total=total, bytes_free=free, inodes_total=inodes, inodes_free=inodes_free)
+        for path, (total, free, inodes, inodes_free) in fills
+        if total != _UNKNOWN
+    )
+    return Report(
+        status=status,
+        exec_errno=exec_errno,
+        ended=_time(ended),
+        cpu_seconds=None if cpu_ns == _UNKNOWN else cpu_ns / 1e9,
+        memory_peak_bytes=_known(memory_peak),
+        oom_kills=_known(oom_kills),
+        places=tuple(places),
+    )
