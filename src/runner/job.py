@@ -1,6 +1,5 @@
 """The words of the domain, and the verdict on how a job ended. No I/O, no clock."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -270,7 +269,12 @@ class Attempt:
     @property
     def container_name(self) -> str:
         """The container's name, known before it exists, so that it can always be found."""
-        return f"runner-{self.worker}-{self.claim}"
+        return container_name(self.worker, self.claim)
+
+
+def container_name(worker: str, claim: str) -> str:
+    """The name of the container that belongs to a claim."""
+    return f"runner-{worker}-{claim}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

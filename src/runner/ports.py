@@ -18,6 +18,7 @@ from runner.job import (
     Job,
     JobKey,
     JobResult,
+    Json,
     Line,
     Outcome,
     Plan,
@@ -170,7 +171,7 @@ class Event:
     container: str | None = None
     warm: bool | None = None
     deadline: datetime | None = None
-    progress: str | None = None
+    progress: Json = None
     stop: StopReason | None = None
     outcome: Outcome | None = None
     delay: timedelta | None = None
@@ -203,8 +204,8 @@ class LogSink(Protocol):
     def offer(self, batch: Batch) -> None:
         """Publish the batch when it can be done; a batch without `seq` goes to the live key. Never blocks."""
 
-    async def flush(self, key: JobKey, claim: str, timeout: timedelta) -> bool:
-        """Wait until the broker has confirmed all batches of the claim; false when it did not, or any was lost."""
+    async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
+        """Wait, up to `timeout` seconds, until the broker has all batches of the claim; false when any was lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,255 @@
+"""ONE job: start it, pump its log, wait for its end or a reason to end it, judge.
+
+Stopping is a message with a reason (`Run.stop`): time-out, cancel, shutdown and limits use the same door, and the first
+reason wins. Cancelling the task is for going down hard; whoever does it discards the attempt afterwards.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from runner.errors import EngineError, ImageMissing, StartError
+from runner.job import (
+    PROGRESS_MAX,
+    Attempt,
+    Blame,
+    EventKind,
+    Exit,
+    JobResult,
+    Json,
+    Outcome,
+    StopReason,
+    Stream,
+    Times,
+    Verdict,
+)
+from runner.logs import JobLog
+from runner.ports import Container, Engine, LogSink, Observer
+from runner.timeline import Timeline
+from runner.verdict import judge
+
+_LOG_CONFIRM = 5.0
+"""Seconds that the rest of a log may take to be confirmed before the result goes out without it."""
+_LOG_STRIDE = 8
+"""How many of the last batches are on their way at once."""
+_PROGRESS_EVERY = 1.0
+_KILL_AGAIN = 5.0
+"""Seconds between two tries to kill, while the engine does not help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Why a job is ended, and how soon. `detail` is what the asker said."""
+
+    reason: StopReason
+    detail: str = ""
+    at_once: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One attempt, from its plan to its result."""
+
+    attempt: Attempt
+    claimed: datetime
+    engine: Engine
+    log_sink: LogSink
+    observer: Observer
+    timeline: Timeline
+    now: Callable[[], datetime]
+    _stop: Stop | None = None
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _written: asyncio.Event = field(default_factory=asyncio.Event)
+    _bytes: int = 0
+    _started: datetime | None = None
+    _ended: datetime | None = None
+    _log: JobLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the log of this attempt."""
+        plan = self.attempt.plan
+        self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes)
+
+    def stop(self, reason: StopReason, detail: str = "", *, at_once: bool = False) -> None:
+        """End the job: SIGTERM, its grace, SIGKILL. `at_once` leaves out the grace, also of an earlier stop."""
+        if self._stop is None:
+            self._stop = Stop(reason=reason, detail=detail, at_once=at_once)
+            self._stopping.set()
+        if at_once:
+            self._hurry.set()
+
+    async def execute(self) -> JobResult:
+        """Run the job to its end and say how it ended. Raises `ImageMissing`; every other failure is a result."""
+        try:
+            end = await self._run()
+        except ImageMissing:
+            raise
+        except StartError as error:
+            reason = f"the engine refused the job: {error}"
+            return await self._result(Verdict(outcome=Outcome.FAILED, reason=reason, blame=Blame.OPERATOR), Exit())
+        except EngineError as error:
+            end = Exit(lost=f"the container engine failed: {error}")
+        stop = self._stop or Stop(reason=StopReason.SHUTDOWN)
+        verdict = judge(self.attempt.plan, end, self._stop.reason if self._stop else None, stop.detail)
+        return await self._result(verdict, end)
+
+    async def _run(self) -> Exit:
+        container = await self._launch()
+        if container is None:
+            return Exit()
+        self._begun(container)
+        async with asyncio.TaskGroup() as tasks:
+            watches = [
+                tasks.create_task(self._enforce(container)),
+                tasks.create_task(self._watch_progress(container)),
+                tasks.create_task(self._pump_log()),
+            ]
+            try:
+                end = await container.wait()
+                self._ended = self.now()
+                return end
+            finally:
+                for watch in watches:
+                    watch.cancel()
+
+    async def _launch(self) -> Container | None:
+        """The started container; None when the job was stopped before its process ran."""
+        async with asyncio.TaskGroup() as tasks:
+            stopping = tasks.create_task(self._stopping.wait())
+            launching = tasks.create_task(_outcome_of(self.engine.launch(self.attempt, self._output)))
+            try:
+                await asyncio.wait((launching, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stopping.cancel()
+                if not launching.done():
+                    launching.cancel()
+        if launching.cancelled():
+            return None
+        launched = launching.result()
+        if isinstance(launched, Exception):
+            raise launched
+        return launched
+
+    def _begun(self, container: Container) -> None:
+        plan = self.attempt.plan
+        self._started = container.started
+        seconds = (container.started - self.claimed).total_seconds()
+        self.observer.job_started(plan, warm=False, seconds=max(0.0, seconds))
+        self.timeline.tell(
+            EventKind.STARTED,
+            container=container.id,
+            warm=False,
+            deadline=container.started + plan.limits.timeout,
+        )
+
+    def _output(self, stream: Stream, data: bytes) -> None:
+        self._bytes += len(data)
+        self._log.write(stream, data, at=self.now(), now=asyncio.get_running_loop().time())
+        self.observer.output(stream, len(data))
+        self._written.set()
+        plan = self.attempt.plan
+        if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
+            self.stop(StopReason.OUTPUT_LIMIT)
+
+    async def _enforce(self, container: Container) -> None:
+        """End the job when its time is up or somebody asks; the reason is on record before a signal is sent."""
+        limits = self.attempt.plan.limits
+        try:
+            async with asyncio.timeout(limits.timeout.total_seconds()):
+                await self._stopping.wait()
+        except TimeoutError:
+            self.stop(StopReason.TIMEOUT)
+        stop = self._stop
+        if stop is None:
+            raise AssertionError("stopping without a reason")
+        self.timeline.tell(EventKind.STOPPING, stop=stop.reason)
+        if not self._hurry.is_set():
+            await _although_engine_fails(container.terminate)
+            await self._grace(limits.grace.total_seconds())
+        while True:
+            await _although_engine_fails(container.kill)
+            await asyncio.sleep(_KILL_AGAIN)
+
+    async def _grace(self, grace: float) -> None:
+        try:
+            async with asyncio.timeout(grace):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+
+    async def _watch_progress(self, container: Container) -> None:
+        last: bytes | None = None
+        while True:
+            await asyncio.sleep(_PROGRESS_EVERY)
+            told = container.progress()
+            if told is not None and told != last:
+                last = told
+                self.timeline.tell(EventKind.PROGRESS, progress=_progress(told))
+
+    async def _pump_log(self) -> None:
+        """Offer the log's batches as they fall due; the last one is cut when the job has ended."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            while (due := self._log.due) is not None:
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                for batch in self._log.take(loop.time()):
+                    self.log_sink.offer(batch)
+
+    async def _send_rest_of_log(self) -> bool:
+        """Offer what is left, a little at a time, so that no memory fills up; false when any of the log was lost."""
+        key, claim = self.attempt.plan.job.key, self.attempt.claim
+        give_up = asyncio.get_running_loop().time() + _LOG_CONFIRM
+        for number, batch in enumerate(self._log.finish(self.now()), start=1):
+            self.log_sink.offer(batch)
+            if number % _LOG_STRIDE == 0:
+                await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
+        return await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
+
+    async def _result(self, verdict: Verdict, end: Exit) -> JobResult:
+        job = self.attempt.plan.job
+        delivered = await self._send_rest_of_log()
+        stats = self._log.stats(complete=delivered and (end.complete or self._started is None))
+        self.observer.output_omitted(stats.omitted_bytes)
+        succeeded = verdict.outcome is Outcome.SUCCEEDED
+        times = Times(
+            published=job.published, claimed=self.claimed, started=self._started, ended=self._ended or self.now()
+        )
+        return JobResult(
+            verdict=verdict,
+            times=times,
+            usage=end.usage,
+            logs=stats,
+            tail=() if succeeded else self._log.tail(),
+        )
+
+
+async def _outcome_of(launch: Awaitable[Container]) -> Container | Exception:
+    """A launch's outcome as a value, so that a task group does not wrap its errors."""
+    try:
+        return await launch
+    except (EngineError, StartError) as error:
+        return error
+
+
+async def _although_engine_fails(call: Callable[[], Awaitable[None]]) -> None:
+    """A signal that the engine would not send is sent again later, by the loop that asked for it."""
+    try:
+        await call()
+    except EngineError:
+        return
+
+
+def _progress(raw: bytes) -> Json:
+    """What a job wrote to its progress file: JSON, or else a string, of at most 4 KiB."""
+    text = raw[:PROGRESS_MAX].decode(errors="replace")
+    try:
+        value: Json = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return text
+    return value

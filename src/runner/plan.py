@@ -1,0 +1,90 @@
+"""From a job and its stack to a plan that can be carried out. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from datetime import timedelta
+
+from runner.errors import DeferredError, RejectedError
+from runner.job import Bytes, Job, Limits, LimitsRequest, Plan, Stack
+from runner.units import format_duration, format_size
+
+MEMORY_MIN = Bytes(6 * 2**20)
+"""The engine refuses less."""
+CPUS_MIN = 0.01
+"""The engine refuses less."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator of this worker lays down: defaults, maxima, and what the machine has to give.
+
+    A maximum of None leaves the matter to the machine's size.
+    """
+
+    default: Limits
+    maximum: LimitsRequest
+    cpus: float
+    memory: Bytes
+    tenant_stacks: dict[str, frozenset[str]]
+
+    def allows(self, tenant: str, stack: str) -> bool:
+        """Whether the tenant may use the stack; all stacks unless the operator names some."""
+        allowed: Collection[str] | None = self.tenant_stacks.get(tenant)
+        return allowed is None or stack in allowed
+
+
+def check_request(job: Job, policy: Policy) -> None:
+    """Refuse what no worker of this operator would run, before a stack is looked for.
+
+    Raises `RejectedError` naming the field.
+    """
+    _check_maxima(job.limits, policy.maximum)
+
+
+def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
+    """Settle every choice that the job leaves open.
+
+    Raises `RejectedError` naming the field when the job asks for more than the operator allows, and `DeferredError`
+    when only this machine is too small for it.
+    """
+    if not policy.allows(job.route.tenant, stack.name):
+        raise RejectedError(f"stack: tenant {job.route.tenant} may not use stack {stack.name}")
+    command = job.command if job.command is not None else stack.command
+    if not command:
+        raise RejectedError(f"command: stack {stack.name} has no command of its own, so the job has to name one")
+    limits = job.limits.over(stack.limits.over(policy.default))
+    _check_maxima(limits, policy.maximum)
+    _check_minima(limits)
+    _check_machine(limits, policy)
+    return Plan(job=job, stack=stack, command=command, limits=limits)
+
+
+def _check_maxima(limits: Limits | LimitsRequest, maximum: LimitsRequest) -> None:
+    for field in fields(LimitsRequest):
+        top = getattr(maximum, field.name)
+        value = getattr(limits, field.name)
+        if top is not None and value is not None and value > top:
+            raise RejectedError(f"limits.{field.name}: {_show(value)} is over this operator's maximum, {_show(top)}")
+
+
+def _check_minima(limits: Limits) -> None:
+    if limits.memory < MEMORY_MIN:
+        raise RejectedError(f"limits.memory: {_show(limits.memory)} is too little; ask for {_show(MEMORY_MIN)} or more")
+    if limits.cpus < CPUS_MIN:
+        raise RejectedError(f"limits.cpus: {limits.cpus} is too little; ask for {CPUS_MIN} or more")
+
+
+def _check_machine(limits: Limits, policy: Policy) -> None:
+    if limits.cpus > policy.cpus:
+        raise DeferredError(f"needs {limits.cpus:g} CPUs, this worker has {policy.cpus:g}")
+    needed = Bytes(limits.memory + limits.disk)
+    if needed > policy.memory:
+        raise DeferredError(f"needs {_show(needed)} (memory and disk), this worker has {_show(policy.memory)}")
+
+
+def _show(value: object) -> str:
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    if isinstance(value, int) and value >= 1024:  # noqa: PLR2004 - counts stay below, sizes do not
+        return format_size(Bytes(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,153 @@
+"""How a job ended, from what is known of its end. Pure.
+
+The first that applies decides: our own intent, an error at the start, a loss of the platform, memory, disk, exit code.
+"""
+
+import errno
+import json
+import signal
+from typing import assert_never
+
+from runner.job import OUTPUT_MAX, Blame, Exit, Json, Outcome, Plan, StopReason, Verdict
+from runner.units import format_duration, format_size
+
+_STOPPED: dict[StopReason, tuple[Outcome, Blame]] = {
+    StopReason.TIMEOUT: (Outcome.TIMED_OUT, Blame.JOB),
+    StopReason.CANCELLED: (Outcome.CANCELLED, Blame.NONE),
+    StopReason.SHUTDOWN: (Outcome.LOST, Blame.PLATFORM),
+    StopReason.DISK_LIMIT: (Outcome.DISK_LIMIT, Blame.JOB),
+    StopReason.OUTPUT_LIMIT: (Outcome.OUTPUT_LIMIT, Blame.JOB),
+    StopReason.SUPERSEDED: (Outcome.LOST, Blame.PLATFORM),
+}
+
+
+def judge(plan: Plan, end: Exit, stop: StopReason | None, detail: str = "") -> Verdict:
+    """The verdict on one attempt. `stop` is why we ended it, if we did, and `detail` what the asker said."""
+    if stop is not None:
+        return _stopped(plan, end, stop, detail)
+    if end.exec_errno is not None:
+        return _not_executed(plan, end.exec_errno)
+    if end.lost is not None:
+        return Verdict(outcome=Outcome.LOST, reason=end.lost, blame=Blame.PLATFORM, oom_seen=end.oom_kills > 0)
+    if end.code == 0:
+        return _exited_well(end)
+    return _failed(plan, end)
+
+
+def _stopped(plan: Plan, end: Exit, stop: StopReason, detail: str) -> Verdict:
+    outcome, blame = _STOPPED[stop]
+    return Verdict(
+        outcome=outcome,
+        reason=_stop_sentence(plan, stop, detail),
+        blame=blame,
+        exit_code=end.code,
+        signal=end.signal,
+        oom_seen=end.oom_kills > 0,
+    )
+
+
+def _stop_sentence(plan: Plan, stop: StopReason, detail: str) -> str:
+    match stop:
+        case StopReason.TIMEOUT:
+            limit = format_duration(plan.limits.timeout)
+            return f"ran for {limit}, its time-out; give it more with limits.timeout"
+        case StopReason.CANCELLED:
+            return f"cancelled: {detail}" if detail else "cancelled"
+        case StopReason.SHUTDOWN:
+            return "its worker was shut down before the job ended"
+        case StopReason.DISK_LIMIT:
+            return detail or f"wrote more than {format_size(plan.limits.disk)}, its disk limit"
+        case StopReason.OUTPUT_LIMIT:
+            limit = format_size(plan.limits.log_bytes)
+            return f"wrote more than {limit} of log, its limit, and its stack ends a job for that"
+        case StopReason.SUPERSEDED:
+            return "another worker has taken the job over"
+        case _:
+            assert_never(stop)
+
+
+def _not_executed(plan: Plan, number: int) -> Verdict:
+    word = plan.command[0]
+    missing = number in (errno.ENOENT, errno.ENOTDIR)
+    what = "not found" if missing else f"cannot be executed ({errno.errorcode.get(number, number)})"
+    if number == errno.E2BIG:
+        what = "was given more arguments and environment than the kernel passes on (E2BIG)"
+    own = plan.job.command is None
+    whose = f"the command of stack {plan.stack.name}" if own else "the command"
+    return Verdict(
+        outcome=Outcome.FAILED,
+        reason=f"{whose}, {word!r}, {what} in stack {plan.stack.name}",
+        blame=Blame.OPERATOR if own else Blame.REQUEST,
+        exit_code=127 if missing else 126,
+    )
+
+
+def _exited_well(end: Exit) -> Verdict:
+    seen = end.oom_kills > 0
+    try:
+        output = _parse_output(end.output)
+    except ValueError as error:
+        return Verdict(
+            outcome=Outcome.FAILED,
+            reason=f"exited with code 0, but {error}",
+            blame=Blame.JOB,
+            exit_code=0,
+            oom_seen=seen,
+        )
+    reason = (
+        "exited with code 0; one of its processes was killed for memory on the way" if seen else "exited with code 0"
+    )
+    return Verdict(
+        outcome=Outcome.SUCCEEDED, reason=reason, blame=Blame.NONE, exit_code=0, oom_seen=seen, output=output
+    )
+
+
+def _failed(plan: Plan, end: Exit) -> Verdict:
+    try:
+        output = _parse_output(end.output)
+    except ValueError:
+        output = None  # it failed anyway, and says why by other means
+    outcome, reason = Outcome.FAILED, _end_sentence(end)
+    if end.oom_kills > 0:
+        limit = format_size(plan.limits.memory)
+        outcome = Outcome.OOM_KILLED
+        reason = f"a process was killed for using more than {limit} of memory, the limit; raise limits.memory"
+    elif end.disk_full is not None:
+        outcome = Outcome.DISK_LIMIT
+        reason = f"failed while {end.disk_full}; raise limits.disk"
+    return Verdict(
+        outcome=outcome,
+        reason=reason,
+        blame=Blame.JOB,
+        exit_code=end.code,
+        signal=end.signal,
+        oom_seen=end.oom_kills > 0,
+        output=output,
+    )
+
+
+def _end_sentence(end: Exit) -> str:
+    if end.signal is None:
+        return f"exited with code {end.code}"
+    try:
+        name = signal.Signals(end.signal).name
+    except ValueError:
+        name = f"signal {end.signal}"
+    return f"was ended by {name}, which did not come from its worker"
+
+
+def _parse_output(raw: bytes | None) -> Json:
+    if not raw:
+        return None
+    if len(raw) > OUTPUT_MAX:
+        raise ValueError(f"JOB_OUTPUT_FILE holds more than {format_size(OUTPUT_MAX)}; pass on large results elsewhere")
+    try:
+        output: Json = json.loads(raw, parse_constant=_refuse_constant)
+        json.dumps(output, ensure_ascii=False).encode()  # a lone surrogate cannot be sent on
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"JOB_OUTPUT_FILE is not valid JSON ({error})") from error
+    return output
+
+
+def _refuse_constant(word: str) -> Json:
+    raise ValueError(f"{word} is not JSON")

@@ -1,0 +1,469 @@
+"""MANY jobs: take deliveries, admit what fits, run each, publish how it ended, settle, clean up; cancel; drain.
+
+The drain has one order: stop taking, let jobs finish, stop them with a reason, settle, clean up. Cancel, logs and
+metrics stay up to the end.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from runner.capacity import Capacity, Claim
+from runner.errors import BrokerError, DeferredError, ImageMissing, RejectedError
+from runner.executor import Run
+from runner.job import (
+    Attempt,
+    Blame,
+    DeadCode,
+    EventKind,
+    Invalid,
+    Job,
+    JobKey,
+    JobResult,
+    Outcome,
+    Plan,
+    StopReason,
+    Times,
+    Verdict,
+    container_name,
+)
+from runner.plan import Policy, check_request, make_plan
+from runner.ports import (
+    ClaimRecord,
+    Delivery,
+    Engine,
+    Events,
+    Intake,
+    Journal,
+    Lease,
+    LogSink,
+    Observer,
+    Phases,
+    Stacks,
+)
+from runner.retry import History, Retry, decide, deferral
+from runner.timeline import Timeline
+from runner.units import format_duration
+
+log = logging.getLogger(__name__)
+
+_DUPLICATES_FOR = timedelta(minutes=10)
+_CANCELS_KEPT = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """Everything that a worker needs from the outside."""
+
+    intake: Intake
+    engine: Engine
+    events: Events
+    log_sink: LogSink
+    journal: Journal
+    stacks: Stacks
+    observer: Observer
+    now: Callable[[], datetime]
+    new_claim: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How this worker behaves, from its settings."""
+
+    name: str
+    policy: Policy
+    max_lost: int
+    max_deferred: timedelta
+    drain_timeout: timedelta
+
+
+@dataclass(slots=True)
+class _Held:
+    """A job that this worker has: taken, waiting for room, or running."""
+
+    claim: str
+    job: Job
+    admitted: asyncio.Future[None]
+    run: Run | None = None
+    cancelled: str | None = None
+
+
+class Worker:
+    """Takes jobs and sees each of them to its end."""
+
+    def __init__(self, rules: Rules, outside: Outside, capacity: Capacity) -> None:
+        self._rules = rules
+        self._outside = outside
+        self._capacity = capacity
+        self._held: dict[str, _Held] = {}
+        self._cancelled: OrderedDict[JobKey, str] = OrderedDict()
+        self._arriving = 0
+        self._paused = False
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._drained = asyncio.Event()
+
+    @property
+    def taking(self) -> bool:
+        """Whether this worker takes jobs when it has room."""
+        return not (self._paused or self._draining)
+
+    @property
+    def running(self) -> int:
+        """How many jobs have a container now."""
+        return sum(1 for held in self._held.values() if held.run is not None)
+
+    def waiting(self) -> dict[JobKey, str]:
+        """The jobs that wait here for room, and why."""
+        why = {held.job.key: self._capacity.waits_for(claim) for claim, held in self._held.items()}
+        return {key: reason for key, reason in why.items() if reason is not None}
+
+    def container_names(self) -> frozenset[str]:
+        """The containers that belong to a job of ours; a sweep leaves them alone."""
+        return frozenset(container_name(self._rules.name, claim) for claim in self._held)
+
+    async def run(self) -> None:
+        """Take and run jobs until `drain` was called and has finished."""
+        async with asyncio.TaskGroup() as tasks:
+            taking = tasks.create_task(self._take(tasks))
+            self._ask()
+            await self._drained.wait()
+            taking.cancel()
+
+    async def drain(self) -> None:
+        """Stop taking; let jobs end for up to `drain_timeout`, then stop them; return when all is settled and clean."""
+        log.info("draining", extra={"running": self.running})
+        self._draining = True
+        self._ask()
+        await self._outside.intake.close()
+        self._admit()
+        try:
+            async with asyncio.timeout(self._rules.drain_timeout.total_seconds()):
+                await self._idle.wait()
+        except TimeoutError:
+            self.stop_all()
+            await self._idle.wait()
+        self._drained.set()
+
+    def stop_all(self, *, at_once: bool = False) -> None:
+        """End every running job so that another worker may run it again."""
+        for held in self._held.values():
+            if held.run is not None:
+                held.run.stop(StopReason.SHUTDOWN, at_once=at_once)
+
+    def pause(self) -> None:
+        """Take nothing more; what runs goes on."""
+        self._paused = True
+        self._ask()
+
+    def resume(self) -> None:
+        """Take jobs again."""
+        self._paused = False
+        self._ask()
+
+    def cancel(self, key: JobKey, reason: str) -> None:
+        """End the job if it is here, else when it is next taken here."""
+        self._cancelled[key] = reason
+        self._cancelled.move_to_end(key)
+        while len(self._cancelled) > _CANCELS_KEPT:
+            self._cancelled.popitem(last=False)
+        for held in self._held.values():
+            if held.job.key == key:
+                held.cancelled = reason
+                if held.run is not None:
+                    held.run.stop(StopReason.CANCELLED, reason)
+                elif not held.admitted.done():
+                    held.admitted.set_result(None)
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            delivery = await self._outside.intake.take()
+            self._arriving += 1
+            self._idle.clear()
+            self._ask()
+            tasks.create_task(self._handle(delivery))
+
+    def _ask(self) -> None:
+        """Ask for as much as there is room for, less what is on its way to the ledger."""
+        room = self._capacity.room() - self._arriving if self.taking else 0
+        self._outside.intake.want(max(0, room))
+
+    def _admit(self) -> None:
+        """Start what fits; a worker that drains starts nothing."""
+        if self._draining:
+            for held in self._held.values():
+                if held.run is None and not held.admitted.done():
+                    held.admitted.cancel()
+            return
+        for claim in self._capacity.admit(asyncio.get_running_loop().time()):
+            held = self._held[claim]
+            if not held.admitted.done():
+                held.admitted.set_result(None)
+        self._ask()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """The job boundary: whatever goes wrong with one job stays with that job."""
+        arrived = _Arrival(self)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._see_to(delivery, tasks, arrived)
+        except* BrokerError as errors:
+            log.warning("a delivery was lost to the broker, which has it again", extra={"error": _told(errors)})
+        except* Exception as errors:
+            log.exception("a job met a fault of the runner", extra={"error": _told(errors)})
+        finally:
+            arrived.over()
+            if not self._held and self._arriving == 0:
+                self._idle.set()
+            self._ask()
+
+    async def _see_to(self, delivery: Delivery, tasks: asyncio.TaskGroup, arrived: "_Arrival") -> None:
+        submission = delivery.submission
+        if isinstance(submission, Invalid):
+            await self._reject(delivery, self._timeline(delivery, tasks), submission.code, submission.reason)
+            return
+        timeline = self._timeline(delivery, tasks)
+        known = any(held.job.key == submission.key for held in self._held.values())
+        held = _Held(timeline.claim, submission, asyncio.get_running_loop().create_future())
+        held.cancelled = self._cancelled.get(submission.key)
+        self._held[timeline.claim] = held
+        try:
+            if delivery.fresh and (known or await self._finished_lately(submission.key)):
+                await self._drop_duplicate(delivery, timeline)
+            else:
+                await self._plan_and_run(delivery, held, timeline, arrived)
+        finally:
+            del self._held[timeline.claim]
+            self._capacity.withdraw(timeline.claim)
+            self._capacity.release(timeline.claim)
+            self._admit()
+
+    def _timeline(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> Timeline:
+        submission = delivery.submission
+        return Timeline(
+            events=self._outside.events,
+            tasks=tasks,
+            now=self._outside.now,
+            submission=submission,
+            worker=self._rules.name,
+            claim=self._outside.new_claim(),
+            attempt=0 if isinstance(submission, Invalid) else delivery.number,
+        )
+
+    async def _finished_lately(self, key: JobKey) -> bool:
+        return await self._outside.journal.finished_lately(key, _DUPLICATES_FOR)
+
+    async def _drop_duplicate(self, delivery: Delivery, timeline: Timeline) -> None:
+        timeline.tell(EventKind.DUPLICATE, reason="this worker has this job, or finished it in the last 10 minutes")
+        await timeline.told()
+        await delivery.drop()
+
+    async def _plan_and_run(self, delivery: Delivery, held: _Held, timeline: Timeline, arrived: "_Arrival") -> None:
+        try:
+            check_request(held.job, self._rules.policy)
+            timeline.stack = await self._outside.stacks.resolve(held.job.stack)
+            plan = make_plan(held.job, timeline.stack, self._rules.policy)
+        except RejectedError as error:
+            await self._reject(delivery, timeline, DeadCode.REJECTED, error.reason, operator=error.operator)
+            return
+        except DeferredError as error:
+            await self._defer(delivery, timeline, error.reason)
+            return
+        if await self._admitted(held, plan, delivery, timeline, arrived):
+            await self._claim_and_run(delivery, held, plan, timeline)
+
+    async def _reject(
+        self, delivery: Delivery, timeline: Timeline, code: DeadCode, reason: str, *, operator: bool = False
+    ) -> None:
+        """Tell why, and keep the message for whoever is to mend it. Without a tenant there is nobody to tell."""
+        submission = delivery.submission
+        timeline.attempt = 0
+        if submission.route is not None:
+            blame = Blame.OPERATOR if operator else Blame.REQUEST
+            verdict = Verdict(outcome=Outcome.REJECTED, reason=reason, blame=blame)
+            times = Times(published=submission.published, ended=self._outside.now())
+            timeline.tell(EventKind.REJECTED, reason=reason)
+            timeline.tell(EventKind.FINISHED, result=JobResult(verdict=verdict, times=times))
+            await timeline.told()
+        await delivery.bury(code, reason)
+        self._outside.observer.buried(code)
+        stack = str(submission.stack) if submission.stack else None
+        self._outside.observer.job_ended(stack, Outcome.REJECTED, Phases())
+        log.info("job rejected", extra={"job_id": timeline.job_id, "reason": reason})
+
+    async def _defer(self, delivery: Delivery, timeline: Timeline, reason: str) -> None:
+        longest = self._rules.max_deferred
+        delay = deferral(delivery.deferrals + 1, longest)
+        if delay is None:
+            passed = f"passed on for {format_duration(longest)}" if longest else "not passed on"
+            await self._reject(delivery, timeline, DeadCode.REJECTED, f"{reason}; {passed}, and no worker could run it")
+            return
+        timeline.tell(EventKind.DEFERRED, reason=reason, delay=delay)
+        await timeline.told()
+        await delivery.defer(delay)
+        self._outside.observer.deferred()
+
+    async def _admitted(
+        self, held: _Held, plan: Plan, delivery: Delivery, timeline: Timeline, arrived: "_Arrival"
+    ) -> bool:
+        """Wait for room. False when the job is over before it started: expired, cancelled, or given back."""
+        limits = plan.limits
+        now = asyncio.get_running_loop().time()
+        self._capacity.offer(held.claim, Claim.of(limits), limits.timeout + limits.grace, now)
+        arrived.over()
+        self._admit()
+        try:
+            async with asyncio.timeout(self._time_left(held.job)):
+                if held.cancelled is None:
+                    await held.admitted
+        except TimeoutError:
+            await self._expire(delivery, held, timeline)
+            return False
+        except asyncio.CancelledError:
+            if not held.admitted.cancelled():
+                raise
+            await delivery.release()
+            return False
+        if held.cancelled is not None:
+            reason = f"cancelled: {held.cancelled}" if held.cancelled else "cancelled"
+            await self._end_unstarted(delivery, held, timeline, (Outcome.CANCELLED, Blame.NONE, reason))
+            return False
+        return True
+
+    async def _expire(self, delivery: Delivery, held: _Held, timeline: Timeline) -> None:
+        within = format_duration(held.job.start_within or timedelta())
+        why = self._capacity.waits_for(held.claim)
+        reason = f"not started within {within}, its start_within" + (f": {why}" if why else "")
+        await self._end_unstarted(delivery, held, timeline, (Outcome.EXPIRED, Blame.PLATFORM, reason))
+
+    async def _end_unstarted(
+        self, delivery: Delivery, held: _Held, timeline: Timeline, ending: tuple[Outcome, Blame, str]
+    ) -> None:
+        outcome, blame, reason = ending
+        now = self._outside.now()
+        verdict = Verdict(outcome=outcome, reason=reason, blame=blame)
+        result = JobResult(verdict=verdict, times=Times(published=held.job.published, ended=now))
+        timeline.tell(EventKind.FINISHED, result=result)
+        await timeline.told()
+        await self._outside.journal.claimed(self._record(held, now, delivery.number))
+        await self._outside.journal.ended(held.claim, finished=True)
+        await delivery.drop()
+        self._report(result, held.job.stack.name, held.job.key, delivery.number)
+
+    def _record(self, held: _Held, claimed: datetime, number: int) -> ClaimRecord:
+        return ClaimRecord(
+            claim=held.claim,
+            key=held.job.key,
+            container_name=container_name(self._rules.name, held.claim),
+            attempt=number,
+            claimed=claimed,
+        )
+
+    def _time_left(self, job: Job) -> float | None:
+        if job.start_within is None:
+            return None
+        return max(0.0, (job.published + job.start_within - self._outside.now()).total_seconds())
+
+    async def _claim_and_run(self, delivery: Delivery, held: _Held, plan: Plan, timeline: Timeline) -> None:
+        claimed = self._outside.now()
+        lease = await delivery.claim(held.claim)
+        attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)
+        timeline.attempt = lease.number
+        await self._outside.journal.claimed(self._record(held, claimed, lease.number))
+        timeline.tell(EventKind.CLAIMED)
+        held.run = self._make_run(attempt, claimed, timeline)
+        if held.cancelled is not None:
+            held.run.stop(StopReason.CANCELLED, held.cancelled)
+        try:
+            await self._run(held.run, lease, timeline)
+        finally:
+            ended = asyncio.get_running_loop().time()
+            await self._outside.engine.discard(attempt)
+            self._outside.observer.cleaned_up(plan.stack.name, asyncio.get_running_loop().time() - ended)
+
+    def _make_run(self, attempt: Attempt, claimed: datetime, timeline: Timeline) -> Run:
+        outside = self._outside
+        return Run(
+            attempt=attempt,
+            claimed=claimed,
+            engine=outside.engine,
+            log_sink=outside.log_sink,
+            observer=outside.observer,
+            timeline=timeline,
+            now=outside.now,
+        )
+
+    async def _run(self, run: Run, lease: Lease, timeline: Timeline) -> None:
+        try:
+            result = await run.execute()
+        except ImageMissing as error:
+            delay = timedelta(seconds=1)
+            timeline.tell(EventKind.DEFERRED, reason=str(error), delay=delay)
+            await timeline.told()
+            await self._outside.journal.ended(timeline.claim, finished=False)
+            await lease.defer(delay)
+            self._outside.observer.deferred()
+            return
+        self._outside.observer.attempt_ended(run.attempt.plan.stack.name)
+        await self._conclude(result, run.attempt, lease, timeline)
+
+    async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
+        """Tell how the attempt ended, then settle: the job is over, or starts again."""
+        job, verdict = attempt.plan.job, result.verdict
+        history = History(attempts=lease.number, lost=lease.lost)
+        decision = decide(verdict, job.retry, history, self._rules.max_lost)
+        if isinstance(decision, Retry):
+            timeline.tell(EventKind.RETRYING, outcome=verdict.outcome, delay=decision.delay, reason=verdict.reason)
+            await timeline.told()
+            await self._outside.journal.ended(timeline.claim, finished=False)
+            await lease.retry(decision.delay, platform=decision.platform)
+            return
+        timeline.tell(EventKind.FINISHED, result=result)
+        await timeline.told()
+        await self._outside.journal.ended(timeline.claim, finished=True)
+        await lease.settle()
+        self._report(result, attempt.plan.stack.name, job.key, attempt.number)
+
+    def _report(self, result: JobResult, stack: str | None, key: JobKey, attempt: int) -> None:
+        self._outside.observer.job_ended(stack, result.verdict.outcome, _phases(result.times))
+        log.info(
+            "job finished",
+            extra={
+                "job_id": key.id,
+                "tenant": key.tenant,
+                "attempt": attempt,
+                "outcome": result.verdict.outcome.value,
+                "reason": result.verdict.reason,
+            },
+        )
+
+
+class _Arrival:
+    """A delivery between its taking and the ledger's knowing of it."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker: Worker | None = worker
+
+    def over(self) -> None:
+        if self._worker is not None:
+            self._worker._arriving -= 1  # noqa: SLF001 - a part of the worker
+            self._worker = None
+
+
+def _phases(times: Times) -> Phases:
+    def between(start: datetime | None, end: datetime | None) -> float | None:
+        return max(0.0, (end - start).total_seconds()) if start and end else None
+
+    return Phases(
+        queued=between(times.published, times.claimed),
+        prepare=between(times.claimed, times.started),
+        run=between(times.started, times.ended),
+    )
+
+
+def _told(errors: BaseExceptionGroup[BaseException]) -> str:
+    return "; ".join(f"{type(error).__name__}: {error}" for error in errors.exceptions)
