@@ -1,0 +1,66 @@
+"""The hijacked connection to a container's three standard streams."""
+
+from collections.abc import Callable
+
+import aiohttp
+
+from runner.adapters.docker.frames import FrameParser
+from runner.errors import EngineError
+
+_SWITCHING_PROTOCOLS = 101
+
+
+class Attachment:
+    """Hands the container's output on as it arrives, and takes its input.
+
+    Output is handled where the event loop receives it, without a task and without ever pausing the connection: a
+    container whose output is not read stands still. The end of the stream says nothing about the container's end.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        connection = response.connection
+        if response.status != _SWITCHING_PROTOCOLS or connection is None or connection.transport is None:
+            response.close()
+            raise EngineError(f"the engine did not hand over the container's streams (HTTP {response.status})")
+        self._response = response
+        self._transport = connection.transport
+        self._frames = FrameParser()
+        self._on_data: Callable[[int, bytes], None] | None = None
+        self._on_end: Callable[[], None] | None = None
+        self._ended = False
+        protocol = connection.protocol
+        if protocol is None:  # closed between the answer and now
+            self._ended = True
+        else:
+            protocol.set_parser(self, aiohttp.EMPTY_PAYLOAD)
+
+    def listen(self, on_data: Callable[[int, bytes], None], on_end: Callable[[], None]) -> None:
+        """Call `on_data` with each stream's number and bytes from now on, and `on_end` once. Neither may block."""
+        self._on_data, self._on_end = on_data, on_end
+        if self._ended:
+            on_end()
+
+    def send(self, data: bytes) -> None:
+        """Give the container all of its input. What it does not read waits in the transport, at no one's cost."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+            self._transport.write_eof()
+
+    def close(self) -> None:
+        """Let go of the connection; input that was not read is dropped."""
+        self._on_data = self._on_end = None
+        self._transport.abort()
+        self._response.close()
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Called by the HTTP library with each chunk received."""
+        for stream, piece in self._frames.feed(data):
+            if self._on_data is not None:
+                self._on_data(stream, piece)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """Called by the HTTP library when the connection is gone, for whatever reason."""
+        self._ended = True
+        if self._on_end is not None:
+            self._on_end()

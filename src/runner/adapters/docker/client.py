@@ -1,0 +1,315 @@
+"""The engine's HTTP API: every call has a time limit, and fails with an error of ours."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiodocker
+import aiohttp
+
+from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.observer import EngineObserver
+from runner.errors import ConfigError, EngineError, EngineGone, ImageMissing, RunnerError, StartError
+from runner.job import Bytes
+
+T = TypeVar("T")
+
+
+class Operation(StrEnum):
+    """The calls that are made, as the metrics name them."""
+
+    PING = "ping"
+    INFO = "info"
+    LIST = "list"
+    INSPECT = "inspect"
+    CREATE = "create"
+    ATTACH = "attach"
+    START = "start"
+    KILL = "kill"
+    WAIT = "wait"
+    DELETE = "delete"
+
+
+class FailureKind(StrEnum):
+    """How a call failed, as the metrics name it."""
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    REFUSED = "refused"
+    FAILED = "failed"
+    GARBLED = "garbled"
+
+
+TIME_LIMITS: Mapping[Operation, timedelta] = {
+    Operation.PING: timedelta(seconds=5),
+    Operation.INFO: timedelta(seconds=10),
+    Operation.LIST: timedelta(seconds=30),
+    Operation.INSPECT: timedelta(seconds=10),
+    Operation.CREATE: timedelta(seconds=60),
+    Operation.ATTACH: timedelta(seconds=10),
+    Operation.START: timedelta(seconds=120),
+    Operation.KILL: timedelta(seconds=20),
+    Operation.WAIT: timedelta(seconds=60),
+    Operation.DELETE: timedelta(seconds=60),
+}
+"""Sized for an engine under load: a start alone takes seconds when many go on at once."""
+
+_CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the engine says of itself and its host."""
+
+    version: str
+    cpus: int
+    memory: Bytes
+    cgroup_version: int
+    runtimes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A container as the list shows it. `name` is the id where it has lost its name."""
+
+    id: str
+    name: str
+    created: float
+
+
+class Deletion(StrEnum):
+    """What became of a request to delete a container."""
+
+    DONE = "done"
+    ABSENT = "absent"
+    IN_PROGRESS = "in_progress"
+
+
+class Refused(EngineError):
+    """The engine answered with an error that has no class of its own."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EngineClient:
+    """What we ask of the engine. Methods raise `EngineGone`, or `EngineError` and its kin, and nothing else."""
+
+    def __init__(self, docker: aiodocker.Docker, pings: aiohttp.ClientSession, observer: EngineObserver) -> None:
+        self._docker = docker
+        self._pings = pings
+        self._observer = observer
+
+    async def ping(self) -> None:
+        """Return when the engine takes new connections: one that shuts down still answers on the old ones."""
+        await self._call(Operation.PING, self._ping)
+
+    async def info(self) -> EngineInfo:
+        """What the engine says of itself."""
+        said = await self._call(Operation.INFO, self._docker.system.info)
+        return EngineInfo(
+            version=str(said.get("ServerVersion", "")),
+            cpus=int(said["NCPU"]),
+            memory=Bytes(int(said["MemTotal"])),
+            cgroup_version=int(said.get("CgroupVersion") or 1),
+            runtimes=frozenset(said.get("Runtimes") or {}),
+        )
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """Make a container; its id. Raises `StartError` or `ImageMissing` as well."""
+        container = await self._call(Operation.CREATE, lambda: self._docker.containers.create(dict(body), name=name))
+        return container.id
+
+    async def attach(self, container: str) -> Attachment:
+        """Take the streams of a container that was not started yet (afterwards it may hang, or miss something)."""
+        return await self._call(Operation.ATTACH, lambda: self._attach(container))
+
+    async def start(self, container: str) -> None:
+        """Start it; done already when it runs. Raises `StartError` as well."""
+        await self._call(Operation.START, self._docker.containers.container(container).start)
+
+    async def signal(self, container: str, signal: int) -> None:
+        """Send a signal to its first process; done already when it has ended."""
+        kill = self._docker.containers.container(container).kill
+        try:
+            await self._call(
+                Operation.KILL, lambda: kill(signal=str(signal)), HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
+            )
+        except Refused as refusal:
+            ended = refusal.status == HTTPStatus.CONFLICT and "not running" in str(refusal)
+            if refusal.status != HTTPStatus.NOT_FOUND and not ended:
+                raise
+
+    async def wait(self, container: str) -> bool:
+        """Wait until it has ended or is gone, a minute at most; false when it has not. Only `inspect` has the truth."""
+        try:
+            async with asyncio.timeout(TIME_LIMITS[Operation.WAIT].total_seconds()):
+                wait = self._docker.containers.container(container).wait
+                await self._call(Operation.WAIT, wait, HTTPStatus.NOT_FOUND, limited=False)
+        except TimeoutError:
+            return False
+        except Refused as refusal:
+            if refusal.status != HTTPStatus.NOT_FOUND:
+                raise
+        return True
+
+    async def inspect(self, container: str) -> dict[str, Any] | None:
+        """All there is to know of a container, by id or name; None if there is none."""
+        try:
+            show = self._docker.containers.container(container).show
+            return await self._call(Operation.INSPECT, show, HTTPStatus.NOT_FOUND)
+        except Refused as refusal:
+            if refusal.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
+
+    async def delete(self, container: str) -> Deletion:
+        """Kill and remove a container and its anonymous volumes. Only a later 404 proves that it is gone."""
+        delete = self._docker.containers.container(container).delete
+        try:
+            await self._call(
+                Operation.DELETE,
+                lambda: delete(force=True, v=True),
+                HTTPStatus.NOT_FOUND,
+                HTTPStatus.CONFLICT,
+            )
+        except Refused as refusal:
+            if refusal.status == HTTPStatus.NOT_FOUND:
+                return Deletion.ABSENT
+            if refusal.status == HTTPStatus.CONFLICT and "already in progress" in str(refusal):
+                return Deletion.IN_PROGRESS
+            raise
+        return Deletion.DONE
+
+    async def labelled(self, label: str) -> Sequence[Listed]:
+        """All containers with that label (`name=value`), whatever their state."""
+        found = await self._call(Operation.LIST, lambda: self._list(label))
+        return [
+            Listed(id=one["Id"], name=(one.get("Names") or [one["Id"]])[0].lstrip("/"), created=float(one["Created"]))
+            for one in found
+        ]
+
+    async def _ping(self) -> None:
+        async with self._pings.get("_ping") as response:
+            response.raise_for_status()
+            await response.read()
+
+    async def _list(self, label: str) -> list[dict[str, Any]]:
+        # Not aiodocker's list: its containers hide what the engine said.
+        said = await self._docker._query_json(  # noqa: SLF001
+            "containers/json", params={"all": True, "filters": {"label": [label]}}
+        )
+        return list(said)
+
+    async def _attach(self, container: str) -> Attachment:
+        # Not aiodocker's stream: it pauses the container when nobody reads, and cannot end the input alone.
+        return Attachment(
+            await self._docker._do_query(  # noqa: SLF001
+                f"containers/{container}/attach",
+                "POST",
+                params={"stream": True, "stdin": True, "stdout": True, "stderr": True},
+                headers={"Connection": "Upgrade", "Upgrade": "tcp"},
+                timeout=None,
+                read_until_eof=False,
+            )
+        )
+
+    async def _call(
+        self,
+        operation: Operation,
+        request: Callable[[], Awaitable[T]],
+        *expected: HTTPStatus,
+        limited: bool = True,
+    ) -> T:
+        """Make a call. A refusal with an `expected` status is raised like any other, but is no failure to count."""
+        began = time.monotonic()
+        limit = TIME_LIMITS[operation].total_seconds() if limited else None
+        try:
+            async with asyncio.timeout(limit):
+                return await self._negotiated(request)
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, ValueError, KeyError) as error:
+            failure, kind = _translated(operation, error)
+            if not (isinstance(failure, Refused) and failure.status in expected):
+                self._observer.call_failed(operation, kind)
+            if isinstance(failure, EngineGone):
+                self._docker.api_version = "auto"  # another version of it may come back
+            raise failure from error
+        finally:
+            self._observer.call_done(operation, time.monotonic() - began)
+
+    async def _negotiated(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Make a request again, once, when the engine has changed its version behind our back."""
+        try:
+            return await request()
+        except aiodocker.DockerError as error:
+            if error.status != HTTPStatus.BAD_REQUEST or "client version" not in str(error):
+                raise
+        self._docker.api_version = "auto"
+        return await request()
+
+
+@asynccontextmanager
+async def open_client(url: str, observer: EngineObserver) -> AsyncIterator[EngineClient]:
+    """A client for the engine at `unix://…`, `tcp://…` or `http://…`; the engine need not be there.
+
+    Each job holds connections for as long as it lives, so their number is not limited. Pings have a connector of
+    their own, which never uses a connection twice.
+    """
+    kept, fresh, base = _connector(url, reuse=True), _connector(url, reuse=False), _base(url)
+    # A shared connector's session waits for nothing, so the order of closing is free.
+    docker = aiodocker.Docker(url="http://localhost" if base is None else base, connector=kept)
+    pings = aiohttp.ClientSession(base or "http://localhost", connector=fresh)
+    try:
+        yield EngineClient(docker, pings, observer)
+    finally:
+        await docker.close()
+        await pings.close()
+        await kept.close()
+
+
+def _base(url: str) -> str | None:
+    """Where requests go over TCP; None for a socket in the file system."""
+    parts = urlsplit(url)
+    return None if parts.scheme == "unix" else f"http://{parts.netloc}"
+
+
+def _connector(url: str, *, reuse: bool) -> aiohttp.BaseConnector:
+    parts = urlsplit(url)
+    if parts.scheme == "unix" and parts.path:
+        return aiohttp.UnixConnector(parts.path, limit=0, force_close=not reuse)
+    if parts.scheme in ("tcp", "http") and parts.netloc:
+        return aiohttp.TCPConnector(limit=0, force_close=not reuse)
+    raise ConfigError(f"engine.url is {url!r}; it must be unix:///path, tcp://host:port or http://host:port")
+
+
+def _translated(operation: Operation, error: Exception) -> tuple[RunnerError, FailureKind]:
+    match error:
+        case TimeoutError():
+            seconds = TIME_LIMITS[operation].total_seconds()
+            return EngineGone(f"the engine did not answer {operation} within {seconds:.0f} s"), FailureKind.TIMEOUT
+        case aiodocker.DockerError() if error.status not in (0, _CANNOT_CONNECT):
+            return _refusal(operation, error.status, error.message)
+        case aiohttp.ClientResponseError():
+            return EngineGone(f"{operation}: {error}"), FailureKind.FAILED
+        case aiodocker.DockerError() | aiohttp.ClientError() | OSError():
+            return EngineGone(f"no connection to the engine for {operation}: {error}"), FailureKind.CONNECTION
+        case _:
+            return EngineError(f"the engine's answer to {operation} makes no sense: {error!r}"), FailureKind.GARBLED
+
+
+def _refusal(operation: Operation, status: int, message: str) -> tuple[RunnerError, FailureKind]:
+    kind = FailureKind.FAILED if status >= HTTPStatus.INTERNAL_SERVER_ERROR else FailureKind.REFUSED
+    starting = operation in (Operation.CREATE, Operation.START)
+    if operation is Operation.CREATE and status == HTTPStatus.NOT_FOUND and "No such image" in message:
+        return ImageMissing(message), kind
+    if starting and status == HTTPStatus.BAD_REQUEST and "client version" not in message:
+        return StartError(message), kind
+    return Refused(f"the engine refused {operation}: {message} (HTTP {status})", status), kind

@@ -1,0 +1,123 @@
+"""What the engine is asked to make. Pure: the same input gives the same container."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.adapters.docker.files import OUTPUT, PROGRESS
+from runner.job import Limits, Stack
+
+INIT = "/.runner-init"
+"""Where the init is shown in the container."""
+FILES = "/job"
+"""Where the job's folder is shown in the container."""
+WORK = "/work"
+SCRATCH_TMP = "/tmp"  # noqa: S108
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
+PLACES = (WORK, SCRATCH_TMP, SHARED_MEMORY)
+"""Where a job can write; `limits.disk` bounds them together."""
+
+LABEL_WORKER = "runner.worker"
+LABEL_BOOT = "runner.boot"
+LABEL_STACK = "runner.stack"
+
+OPEN_FILES = 16384
+"""How many descriptors each process may have: plenty, yet less than any engine is itself allowed."""
+
+_PAGE = 4096
+_FEWEST_INODES = 1024
+_LEAST_LOG = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What is the same for every container of this worker. `boot` is the kernel's boot id, `init` our PID 1."""
+
+    worker: str
+    boot: str
+    init: Path
+
+
+def create_body(stack: Stack, limits: Limits, folder: Path, site: Site) -> dict[str, Any]:
+    """The body of the engine's create call for a container whose init will wait for a job."""
+    return {
+        "Image": stack.image,
+        "Entrypoint": [INIT],
+        "Cmd": [],
+        "Env": [],
+        "User": f"{stack.uid}:{stack.gid}",
+        "WorkingDir": "/",
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "StopSignal": "SIGTERM",
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {LABEL_WORKER: site.worker, LABEL_BOOT: site.boot, LABEL_STACK: stack.name},
+        "HostConfig": _resources(limits) | _isolation(stack) | _mounts(stack, limits, folder, site.init),
+    }
+
+
+def _resources(limits: Limits) -> dict[str, Any]:
+    memory = limits.memory + limits.disk  # what is written to /work and /tmp counts as memory
+    return {
+        "Memory": memory,
+        "MemorySwap": memory,  # no swap
+        "NanoCpus": round(limits.cpus * 1e9),
+        "PidsLimit": limits.pids + 1,  # the init
+        "Ulimits": [{"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES}],
+        "OomScoreAdj": 500,
+        "LogConfig": _log_config(limits),
+    }
+
+
+def _log_config(limits: Limits) -> dict[str, Any]:
+    # Written for a daemon that comes back and has to catch up; the limit is generous, because a rotated log cannot be
+    # resumed, and what is kept of a job's log fits in with the engine's own overhead.
+    size = max(2 * limits.log_bytes, _LEAST_LOG)
+    return {"Type": "json-file", "Config": {"max-size": str(size), "max-file": "2"}}
+
+
+def _isolation(stack: Stack) -> dict[str, Any]:
+    return {
+        "AutoRemove": False,
+        "RestartPolicy": {"Name": "no"},
+        "Init": False,  # ours is PID 1
+        "Runtime": stack.runtime,
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "CapDrop": ["ALL"],
+        "CapAdd": list(stack.cap_add),
+        "SecurityOpt": ["no-new-privileges"],
+        "ReadonlyRootfs": stack.read_only,
+        "Devices": [_device(device) for device in stack.devices],
+    }
+
+
+def _device(text: str) -> dict[str, str]:
+    """`/dev/a`, `/dev/a:/dev/b` or `/dev/a:/dev/b:rw`, as on the engine's command line."""
+    host, _, rest = text.partition(":")
+    inside, _, permissions = rest.partition(":")
+    return {"PathOnHost": host, "PathInContainer": inside or host, "CgroupPermissions": permissions or "rwm"}
+
+
+def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str, Any]:
+    space = max(limits.disk, _PAGE)  # to the kernel, zero means no limit
+    options = f"rw,exec,nosuid,nodev,uid={stack.uid},gid={stack.gid}"
+    bounds = f"size={space},nr_inodes={max(space // _PAGE, _FEWEST_INODES)}"
+    return {
+        "Tmpfs": {WORK: f"{options},mode=0700,{bounds}", SCRATCH_TMP: f"{options},mode=1777,{bounds}"},
+        "ShmSize": space,
+        "Mounts": [
+            _bind(init, INIT),
+            _bind(folder, FILES),
+            _bind(folder / OUTPUT, f"{FILES}/{OUTPUT}", writable=True),
+            _bind(folder / PROGRESS, f"{FILES}/{PROGRESS}", writable=True),
+        ],
+    }
+
+
+def _bind(source: Path, target: str, *, writable: bool = False) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": not writable}

@@ -1,0 +1,81 @@
+"""How a container ended, from what the init reported, or else from what the engine knows. Pure."""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runner.init.wire import Place, Report
+from runner.job import Bytes, Exit, Usage
+
+SIGNAL_BASE = 128
+_HIGHEST_SIGNAL = 64
+_MEBIBYTE = 2**20
+_NEVER_EXECUTED = -1
+_STOPPING = frozenset({signal.SIGTERM, signal.SIGKILL})
+
+
+def reported(report: Report, *, disk: Bytes, output: bytes | None, complete: bool) -> Exit:
+    """The end as the init saw it. `disk` is the job's limit for all places together."""
+    code, by_signal = _status(report.status)
+    return Exit(
+        code=code,
+        signal=by_signal,
+        exec_errno=report.exec_errno or None,
+        oom_kills=report.oom_kills or 0,
+        disk_full=full_place(report.places, disk),
+        usage=Usage(cpu_seconds=report.cpu_seconds, memory_peak_bytes=report.memory_peak_bytes),
+        output=output,
+        complete=complete,
+    )
+
+
+def inspected(state: Mapping[str, Any], *, output: bytes | None) -> Exit:
+    """The end as the engine knows it: the init's own exit code, 128 more than the signal where one ended the job."""
+    status = int(state["ExitCode"])
+    by_signal = status - SIGNAL_BASE if SIGNAL_BASE < status <= SIGNAL_BASE + _HIGHEST_SIGNAL else None
+    return Exit(
+        code=None if by_signal else status,
+        signal=by_signal,
+        oom_kills=1 if state.get("OOMKilled") else 0,
+        output=output,
+    )
+
+
+def over(state: Mapping[str, Any]) -> bool:
+    """Whether a container has run and ended. One that was never started has an exit code, too."""
+    never = str(state.get("StartedAt", "")).startswith("0001-")
+    return state.get("Status") in ("exited", "dead") and not never
+
+
+def stopped_from_outside(end: Exit) -> bool:
+    """Whether a job ended the way that one ends when the engine stops, and nothing else explains it."""
+    by_signal = end.signal in _STOPPING
+    by_code = end.code is not None and end.code - SIGNAL_BASE in _STOPPING
+    return (by_signal or by_code) and not end.oom_kills
+
+
+def full_place(places: Sequence[Place], disk: Bytes) -> str | None:
+    """A sentence on the place that was full, or on all of them together; None if there was room."""
+    for place in places:
+        if place.bytes_total and not place.bytes_free:
+            return f"{place.path} was full ({_size(place.bytes_total)})"
+        if place.inodes_total and not place.inodes_free:
+            return f"{place.path} had no room for another file (it had {place.inodes_total})"
+    if sum(place.bytes_total - place.bytes_free for place in places) > disk:
+        names = ", ".join(place.path for place in places)
+        return f"{names} together held more than {_size(disk)}"
+    return None
+
+
+def _status(status: int) -> tuple[int | None, int | None]:
+    """Exit code and signal of a raw wait status; neither if nothing was executed."""
+    if status == _NEVER_EXECUTED:
+        return None, None
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.WEXITSTATUS(status), None
+
+
+def _size(count: int) -> str:
+    return f"{count // _MEBIBYTE} MiB" if count >= _MEBIBYTE else f"{count // 1024} KiB"

@@ -1,0 +1,182 @@
+"""Containers for jobs, made and unmade through the engine."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.census import Census
+from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Operation, open_client
+from runner.adapters.docker.config import Site, create_body
+from runner.adapters.docker.container import DockerContainer
+from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.observer import EngineObserver
+from runner.adapters.docker.removal import Removal
+from runner.adapters.docker.sandbox import Sandbox
+from runner.adapters.docker.sweep import Sweep
+from runner.errors import EngineError, EngineGone
+from runner.init.binary import init_binary
+from runner.job import Attempt, Limits, Stack
+from runner.ports import OnOutput
+
+_LOG = logging.getLogger(__name__)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_FILES_PAUSE = 5.0
+
+
+@dataclass(slots=True)
+class _Launch:
+    """What there may be of a container, from before it exists until nothing is left of it.
+
+    `creation` is never cancelled: an engine that was asked makes the container whether or not we listen, and only
+    the answer tells. `uncertain_until` is set where there was none: by then the container is there or never will be.
+    """
+
+    creation: asyncio.Task[str] | None = None
+    attachment: Attachment | None = None
+    uncertain_until: float | None = None
+
+
+class DockerEngine:
+    """Implements `runner.ports.Engine`. Make one with `open_engine`."""
+
+    def __init__(
+        self, *, client: EngineClient, removal: Removal, census: Census, site: Site, jobs: Path, start_parallelism: int
+    ) -> None:
+        self.client = client
+        self._removal = removal
+        self._census = census
+        self._site = site
+        self._jobs = jobs
+        self._starting = asyncio.Semaphore(start_parallelism)
+        self._launches: dict[str, _Launch] = {}
+        self._creations: set[asyncio.Task[str]] = set()
+
+    def names(self) -> frozenset[str]:
+        """The containers that a launch has begun to make and no discard has finished with."""
+        return frozenset(self._launches)
+
+    async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
+        """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
+        name, plan = attempt.container_name, attempt.plan
+        sandbox = await self._prepare(name, plan.stack, plan.limits, JobFolder(self._jobs / attempt.claim))
+        return await sandbox.run(attempt, on_output)
+
+    async def discard(self, attempt: Attempt) -> None:
+        """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
+        name = attempt.container_name
+        launch = self._launches.setdefault(name, _Launch())
+        try:
+            if launch.attachment is not None:
+                launch.attachment.close()
+                launch.attachment = None
+            container = await self._outcome(launch)
+            await self._removal.remove(name, container)
+            if launch.uncertain_until is not None:
+                await asyncio.sleep(launch.uncertain_until - asyncio.get_running_loop().time())
+                await self._removal.remove(name)
+            await self._remove_files(JobFolder(self._jobs / attempt.claim))
+        finally:
+            del self._launches[name]
+
+    async def close(self) -> None:
+        """Let go of all connections; what was not discarded is left to the next sweep."""
+        for launch in self._launches.values():
+            if launch.attachment is not None:
+                launch.attachment.close()
+        for creation in self._creations:
+            creation.cancel()
+        await asyncio.gather(*self._creations, return_exceptions=True)
+
+    async def _prepare(self, name: str, stack: Stack, limits: Limits, folder: JobFolder) -> Sandbox:
+        """A started container whose init waits for its job."""
+        launch = self._launches[name] = _Launch()
+        try:
+            folder.create()
+        except OSError as error:
+            raise EngineError(f"the job's files cannot be made: {error}") from error
+        body = create_body(stack, limits, folder.path, self._site)
+        async with self._starting:
+            launch.creation = self._own(asyncio.create_task(self._create(launch, name, body)))
+            container = await asyncio.shield(launch.creation)
+            launch.attachment = attachment = await self.client.attach(container)
+            await self.client.start(container)
+        return Sandbox(self.client, container, attachment, folder)
+
+    def _own(self, creation: asyncio.Task[str]) -> asyncio.Task[str]:
+        self._creations.add(creation)
+        creation.add_done_callback(self._creations.discard)
+        creation.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
+        return creation
+
+    async def _create(self, launch: _Launch, name: str, body: dict[str, object]) -> str:
+        latest = asyncio.get_running_loop().time() + TIME_LIMITS[Operation.CREATE].total_seconds()
+        try:
+            container = await self.client.create(name, body)
+        except EngineGone:
+            launch.uncertain_until = latest
+            raise
+        self._census.appeared(name)
+        return container
+
+    async def _outcome(self, launch: _Launch) -> str | None:
+        """The container's id once the engine has answered; None if it made none that we know of."""
+        if launch.creation is None:
+            return None
+        await asyncio.wait({launch.creation})
+        return None if launch.creation.exception() else launch.creation.result()
+
+    async def _remove_files(self, folder: JobFolder) -> None:
+        while True:
+            try:
+                return folder.remove()
+            except OSError as error:
+                _LOG.warning("a job's files could not be removed yet", extra={"problem": str(error)})
+            await asyncio.sleep(_FILES_PAUSE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """The engine with what belongs to it: its client for health checks, and its sweep."""
+
+    engine: DockerEngine
+    client: EngineClient
+    sweep: Sweep
+
+
+@asynccontextmanager
+async def open_engine(
+    *, url: str, worker: str, state_dir: Path, observer: EngineObserver, start_parallelism: int | None = None
+) -> AsyncIterator[House]:
+    """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init."""
+    parallel = start_parallelism or default_parallelism()
+    jobs = state_dir.absolute() / "jobs"
+    site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute())
+    async with open_client(url, observer) as client:
+        census = Census(observer)
+        removal = Removal(client, census, observer, at_once=parallel)
+        engine = DockerEngine(
+            client=client, removal=removal, census=census, site=site, jobs=jobs, start_parallelism=parallel
+        )
+        sweep = Sweep(
+            client=client,
+            removal=removal,
+            census=census,
+            observer=observer,
+            worker=worker,
+            jobs=jobs,
+            known=engine.names,
+        )
+        try:
+            yield House(engine=engine, client=client, sweep=sweep)
+        finally:
+            await engine.close()
+
+
+def default_parallelism() -> int:
+    """How many containers start at once: more would only start each of them later."""
+    return min(max(2 * (os.cpu_count() or 1), 2), 16)

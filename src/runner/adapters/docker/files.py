@@ -1,0 +1,64 @@
+"""A job's files on the host, shown to the job under `/job`."""
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes
+
+PAYLOAD = "payload"
+OUTPUT = "output"
+PROGRESS = "progress"
+
+
+class JobFolder:
+    """The folder of one container.
+
+    Nobody on the host but this daemon can pass the parent; in the container nobody but the job is there to read. So
+    the modes need not know the job's uid, and hold with user namespaces, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder and the files that the job may write."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.parent.chmod(0o700)
+        self.path.mkdir(mode=0o755)
+        self.path.chmod(0o755)
+        for name in (OUTPUT, PROGRESS):
+            self._write(name, b"", mode=0o666)
+
+    def write_payload(self, payload: bytes) -> None:
+        """Put the job's payload where it can read it."""
+        self._write(PAYLOAD, payload, mode=0o444)
+
+    def output(self) -> bytes | None:
+        """What the job wrote to `JOB_OUTPUT_FILE`, up to one byte more than allowed; None if nothing."""
+        return self._read(OUTPUT, OUTPUT_MAX)
+
+    def progress(self) -> bytes | None:
+        """What the job wrote to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None if nothing."""
+        return self._read(PROGRESS, PROGRESS_MAX)
+
+    def remove(self) -> None:
+        """Leave nothing behind; done already when there is no such folder. Raises OSError."""
+        shutil.rmtree(self.path, ignore_errors=False) if self.path.exists() else None
+
+    def _write(self, name: str, data: bytes, *, mode: int) -> None:
+        path = self.path / name
+        path.write_bytes(data)
+        path.chmod(mode)
+
+    def _read(self, name: str, most: Bytes) -> bytes | None:
+        # The job chose what it did to this file: no link is followed, nothing but a plain file is read.
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            return file.read(most + 1) or None

@@ -1,0 +1,25 @@
+"""What the adapter tells whoever counts."""
+
+from typing import Protocol
+
+
+class EngineObserver(Protocol):
+    """Counts what happens between us and the engine. Implemented once, on the metrics registry."""
+
+    def call_done(self, operation: str, seconds: float) -> None:
+        """The engine answered a call, or failed it, after so many seconds."""
+
+    def call_failed(self, operation: str, kind: str) -> None:
+        """A call failed. `kind` is one of `client.FailureKind`."""
+
+    def container_created(self) -> None:
+        """There is one more container of ours (adopted and swept ones count when they are first seen)."""
+
+    def container_removed(self) -> None:
+        """There is one container of ours less."""
+
+    def orphan_removed(self) -> None:
+        """A container that no task owned was removed."""
+
+    def cleanup_failed(self) -> None:
+        """One try at removing something failed; there will be another."""

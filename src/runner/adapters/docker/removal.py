@@ -1,0 +1,75 @@
+"""Removing a container until the engine itself says that it is gone."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from runner.adapters.docker.census import Census
+from runner.adapters.docker.client import Deletion, EngineClient
+from runner.adapters.docker.observer import EngineObserver
+from runner.errors import EngineError
+
+_LOG = logging.getLogger(__name__)
+_POLL = 0.2
+_LONGEST_PAUSE = 60.0
+_STUBBORN_AT_ONCE = 2
+
+
+class Removal:
+    """Deletes containers, a few at a time.
+
+    A container that cannot be removed (its shim hangs, a mount is held) blocks each call for a minute. So whatever
+    failed once waits in a line of its own, and never holds up the others.
+    """
+
+    def __init__(self, client: EngineClient, census: Census, observer: EngineObserver, *, at_once: int) -> None:
+        self._client = client
+        self._census = census
+        self._observer = observer
+        self._first = asyncio.Semaphore(at_once)
+        self._again = asyncio.Semaphore(_STUBBORN_AT_ONCE)
+
+    async def remove(self, name: str, container: str | None = None) -> bool:
+        """Return when the engine knows neither that name nor that id; whether there was anything to remove.
+
+        Retries for as long as it takes.
+        """
+        targets = [name] if container is None or container == name else [container, name]
+        found, line = False, self._first
+        for pause in _pauses():
+            try:
+                async with line:
+                    deletions = [await self._client.delete(target) for target in targets]
+                    found = found or any(deletion is not Deletion.ABSENT for deletion in deletions)
+                    if await self._absent(targets, patient=Deletion.IN_PROGRESS in deletions):
+                        break
+                problem = "the engine still has it"
+            except EngineError as error:
+                problem = str(error)
+            self._observer.cleanup_failed()
+            _LOG.warning("a container could not be removed yet", extra={"container": name, "problem": problem})
+            line = self._again
+            await asyncio.sleep(pause)
+        if found:
+            self._census.appeared(name)
+        self._census.gone(name)
+        return found
+
+    async def _absent(self, targets: list[str], *, patient: bool) -> bool:
+        """Whether the engine has none of them. `patient`: it is at work on it, for a minute at most."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (_LONGEST_PAUSE if patient else 0)
+        while True:
+            if not [target for target in targets if await self._client.inspect(target) is not None]:
+                return True
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(_POLL)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between the tries: 1, 2, 4 and so on up to 60."""
+    pause = 1.0
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -1,0 +1,118 @@
+"""Removing what no task owns: what an earlier life left, and what a cleanup that was broken off left."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from runner.adapters.docker.census import Census
+from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Listed, Operation
+from runner.adapters.docker.config import LABEL_WORKER
+from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.observer import EngineObserver
+from runner.adapters.docker.removal import Removal
+from runner.errors import EngineError
+from runner.job import container_name
+
+_LOG = logging.getLogger(__name__)
+
+EVERY = timedelta(seconds=60)
+GRACE = TIME_LIMITS[Operation.CREATE] + timedelta(seconds=30)
+"""How old an unknown container must be: a create that we gave up may still land."""
+_PATIENCE = timedelta(minutes=2)
+_LONGEST_PAUSE = 30.0
+
+Known = Callable[[], frozenset[str]]
+"""The names of the containers that live tasks own."""
+
+
+class Sweep:
+    """Looks for containers with this worker's label, and for job folders, that `known` does not name."""
+
+    def __init__(
+        self,
+        *,
+        client: EngineClient,
+        removal: Removal,
+        census: Census,
+        observer: EngineObserver,
+        worker: str,
+        jobs: Path,
+        known: Known,
+    ) -> None:
+        self._client = client
+        self._removal = removal
+        self._census = census
+        self._observer = observer
+        self._worker = worker
+        self._jobs = jobs
+        self._known = known
+
+    async def at_start(self) -> None:
+        """Remove everything that is not known, however young. Waits for the engine, for as long as it takes."""
+        pause = 1.0
+        while True:
+            try:
+                await self.once(grace=timedelta(0))
+            except EngineError as error:
+                _LOG.warning("the engine cannot be swept yet", extra={"problem": str(error)})
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def run(self) -> NoReturn:
+        """Sweep every minute, until cancelled."""
+        while True:
+            await asyncio.sleep(EVERY.total_seconds())
+            try:
+                await self.once(grace=GRACE)
+            except EngineError as error:
+                _LOG.warning("this sweep failed", extra={"problem": str(error)})
+
+    async def once(self, *, grace: timedelta) -> int:
+        """Remove what is unknown and older than `grace`; how many containers are left that should not be there.
+
+        Raises `EngineError` when the engine cannot list its containers.
+        """
+        before = self._known()
+        found = await self._client.labelled(f"{LABEL_WORKER}={self._worker}")
+        known = before | self._known()
+        strays = [container for container in found if container.name not in known]
+        old = [container for container in strays if time.time() - container.created >= grace.total_seconds()]
+        async with asyncio.TaskGroup() as removals:
+            tasks = [removals.create_task(self._remove(container)) for container in old]
+        self._count(found, known)
+        left = {container.name for container in strays} - {name for task in tasks if (name := task.result())}
+        self._sweep_folders(known | left | self._known())
+        return len(left)
+
+    async def _remove(self, container: Listed) -> str | None:
+        """The name of the container if it is gone now."""
+        try:
+            async with asyncio.timeout(_PATIENCE.total_seconds()):
+                await self._removal.remove(container.name, container.id)
+        except TimeoutError:
+            self._census.appeared(container.name)
+            return None
+        self._observer.orphan_removed()
+        _LOG.info("a container that nobody owned was removed", extra={"container": container.name})
+        return container.name
+
+    def _count(self, found: Sequence[Listed], known: frozenset[str]) -> None:
+        """Whatever we counted and nobody owns is gone if the engine does not list it."""
+        for name in self._census.living() - known - {container.name for container in found} - self._known():
+            self._census.gone(name)
+
+    def _sweep_folders(self, owned: frozenset[str]) -> None:
+        for path in self._jobs.iterdir() if self._jobs.is_dir() else ():
+            if container_name(self._worker, path.name) in owned:
+                continue
+            try:
+                JobFolder(path).remove()
+            except OSError as error:
+                self._observer.cleanup_failed()
+                _LOG.warning("a job's files could not be removed", extra={"path": str(path), "problem": str(error)})
