@@ -13,6 +13,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import aio_pika
+from aio_pika.connection import make_url
 
 from scripts.devservices.process import Process, ServiceError, find_program, launch, log_tail
 
@@ -178,12 +179,19 @@ async def _connects(url: str) -> bool:
     address = urlsplit(url)
     try:
         _, writer = await asyncio.open_connection(address.hostname, address.port)
-        writer.close()
-        connection = await aio_pika.connect(url, timeout=5)
+    except OSError:
+        return False
+    writer.close()
+    # Made by hand, because `aio_pika.connect` leaves a connection that failed half open for the garbage collector.
+    connection = aio_pika.Connection(make_url(url))
+    try:
+        await connection.connect(timeout=5)
     except (OSError, TimeoutError, aio_pika.exceptions.AMQPError):
         return False
-    await connection.close()
-    return True
+    else:
+        return True
+    finally:
+        await connection.close()
 
 
 def _is_free(port: int) -> bool:

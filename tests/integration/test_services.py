@@ -1,12 +1,49 @@
 """The private services themselves: each fault can be made, and undone, and nothing is left behind."""
 
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aio_pika
 import aiodocker
 import pytest
-from tests.services import Endpoint
+from aio_pika.connection import make_url
+from aio_pika.exceptions import AMQPConnectionError, ChannelPreconditionFailed
+from scripts.devservices.bridge import Bridge
+from scripts.devservices.process import as_root
+from tests.services import Broker, Endpoint, Engine, build_busybox
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+
+@asynccontextmanager
+async def connected(url: str, timeout: float = 5) -> AsyncIterator[aio_pika.Connection]:
+    # Unlike `aio_pika.connect`, this closes a connection that failed.
+    connection = aio_pika.Connection(make_url(url))
+    try:
+        await connection.connect(timeout=timeout)
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def connects(url: str, timeout: float = 5) -> bool:
+    async with connected(url, timeout):
+        return True
+
+
+async def echo_through(url: str, queue_name: str, body: bytes) -> bytes:
+    async with connected(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(queue_name, durable=True)
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(message, routing_key=queue_name)
+        received = await queue.get(timeout=5)
+        await received.ack()
+        await queue.delete()
+        return received.body
 
 
 async def run_in(url: str, image: str, *command: str) -> tuple[int, str]:
@@ -20,14 +57,122 @@ async def run_in(url: str, image: str, *command: str) -> tuple[int, str]:
             await container.delete(force=True)
 
 
+async def start_sleeper(docker: aiodocker.Docker, image: str) -> aiodocker.containers.DockerContainer:
+    container = await docker.containers.create({"Image": image, "Cmd": ["sleep", "600"]}, name="sleeper")
+    await container.start()
+    return container
+
+
+async def pid_of(docker: aiodocker.Docker, name: str) -> int:
+    return int((await (await docker.containers.get(name)).show())["State"]["Pid"])
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(as_root(*command), check=True, capture_output=True, text=True).stdout
+
+
 async def test_the_shared_broker_takes_a_message(broker: Endpoint, namespace: str) -> None:
-    async with await aio_pika.connect(broker.url) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue(namespace, exclusive=True)
-        await channel.default_exchange.publish(aio_pika.Message(b"hi"), routing_key=namespace)
-        message = await queue.get(timeout=5)
-    assert message.body == b"hi"
+    assert await echo_through(broker.url, namespace, b"hi") == b"hi"
 
 
 async def test_the_shared_engine_runs_busybox(engine: Endpoint, busybox_image: str) -> None:
     assert await run_in(engine.url, busybox_image, "sh", "-c", "whoami; exit 3") == (3, "root\n")
+
+
+async def test_a_broker_of_ones_own_takes_settings_and_every_fault(tmp_path: Path, namespace: str) -> None:
+    async with Broker(tmp_path / "broker", conf=["max_message_size = 1000"]) as broker:
+        url = broker.url
+        with pytest.raises(ChannelPreconditionFailed):
+            await echo_through(url, namespace, b"x" * 1001)
+        await broker.pause()
+        with pytest.raises(TimeoutError):
+            await connects(url, timeout=0.5)
+        await broker.resume()
+        assert await echo_through(url, namespace, b"resumed") == b"resumed"
+        await broker.kill()
+        with pytest.raises(AMQPConnectionError):
+            await connects(url)
+        assert broker.process is None
+        await broker.start()
+        assert broker.url == url
+        assert await echo_through(url, namespace, b"back") == b"back"
+        found = Broker(tmp_path / "broker")
+        assert found.process == broker.process
+    assert found.process is None
+    with pytest.raises(AMQPConnectionError):
+        await connects(url)
+
+
+async def test_containers_outlive_an_engine_with_live_restore(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "engine", flags=["--live-restore"]) as engine:
+        image = await build_busybox(engine.url)
+        async with aiodocker.Docker(url=engine.url) as docker:
+            await start_sleeper(docker, image)
+            pid = await pid_of(docker, "sleeper")
+        await engine.kill()
+        assert Path(f"/proc/{pid}").exists()
+        await engine.start()
+        async with aiodocker.Docker(url=engine.url) as docker:
+            assert await pid_of(docker, "sleeper") == pid
+        await engine.restart()
+        async with aiodocker.Docker(url=engine.url) as docker:
+            assert await pid_of(docker, "sleeper") == pid
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_paused_engine_hangs_and_goes_on(tmp_path: Path) -> None:
+    async with Engine(tmp_path / "engine") as engine, aiodocker.Docker(url=engine.url) as docker:
+        await docker.version()
+        await engine.pause()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await docker.version()
+        await engine.resume()
+        async with asyncio.timeout(5):
+            await docker.version()
+
+
+async def test_stopping_a_killed_engine_leaves_nothing(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "engine")
+    await engine.start()
+    image = await build_busybox(engine.url)
+    async with aiodocker.Docker(url=engine.url) as docker:
+        await start_sleeper(docker, image)
+        pid = await pid_of(docker, "sleeper")
+    await engine.kill()
+    await engine.stop()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not engine.socket.parent.exists()
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+    assert Bridge(engine.folder).name not in output_of("ip", "link")
+    await engine.stop()
+
+
+@pytest.fixture
+def foreign_chain() -> Iterator[str]:
+    """A chain as another engine has it, with a rule in it."""
+    chain = "RUNNER-TEST-FOREIGN"
+    output_of("iptables", "-w", "-N", chain)
+    output_of("iptables", "-w", "-A", chain, "-s", "192.0.2.1", "-j", "ACCEPT")
+    yield chain
+    output_of("iptables", "-w", "-F", chain)
+    output_of("iptables", "-w", "-X", chain)
+
+
+async def test_engines_stand_side_by_side_and_touch_no_rules_but_their_own(tmp_path: Path, foreign_chain: str) -> None:
+    before = rules()
+    one, two = Engine(tmp_path / "one"), Engine(tmp_path / "two")
+    async with one, two:
+        assert one.url != two.url
+        added = [rule for rule in rules() if rule not in before]
+        assert len(added) == 6
+        for engine in (one, two):
+            assert len([rule for rule in added if Bridge(engine.folder).name in rule]) == 3
+        assert f"-A {foreign_chain} -s 192.0.2.1/32 -j ACCEPT" in rules()
+    assert rules() == before
+
+
+def rules() -> list[str]:
+    """All rules and chains, without counters."""
+    lines = [line for table in ("nat", "filter") for line in output_of("iptables-save", "-t", table).splitlines()]
+    return [line.partition(" [")[0] for line in lines if not line.startswith("#")]
