@@ -1,0 +1,213 @@
+"""What this worker holds and ran, in `<state_dir>/journal.db`.
+
+Each write is one statement in a transaction of its own, safe on disk when the call returns: the daemon may be killed
+between any two instructions, and a cancelled call leaves nothing half done.
+"""
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiosqlite
+
+from runner.errors import ConfigError, RunnerError
+from runner.job import JobKey
+from runner.ports import ClaimRecord
+
+KEPT = timedelta(days=1)
+"""How long a claim that ended is remembered."""
+
+_PRUNE_EVERY = timedelta(hours=1)
+_APPLICATION_ID = 0x52554E52  # "RUNR": tells our file from any other SQLite database
+_MIGRATIONS = (
+    """
+    CREATE TABLE claims (
+        claim TEXT NOT NULL PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        id TEXT NOT NULL,
+        container_name TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        claimed INTEGER NOT NULL,   -- times are microseconds since 1970, UTC
+        container TEXT,
+        deadline INTEGER,
+        ended INTEGER,
+        finished INTEGER NOT NULL DEFAULT 0
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX claims_open ON claims (claimed) WHERE ended IS NULL;
+    CREATE INDEX claims_ended ON claims (ended) WHERE ended IS NOT NULL;
+    CREATE INDEX claims_finished ON claims (tenant, id, ended) WHERE finished = 1;
+    """,
+)
+"""One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_Value = str | int | None
+
+
+class JournalError(RunnerError):
+    """The journal cannot be written or read any more: the disk is full or broken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenClaim:
+    """A claim that was not ended. Without `container`, it is not known whether one was ever made."""
+
+    record: ClaimRecord
+    container: str | None
+    deadline: datetime | None
+
+
+class SqliteJournal:
+    """The port `Journal`, and what the sweep of an earlier life's leavings needs. Made by `open_journal`."""
+
+    def __init__(self, database: aiosqlite.Connection, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._pruned = _EPOCH
+
+    async def claimed(self, record: ClaimRecord) -> None:
+        """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
+        await self._run(
+            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            record.claim,
+            record.key.tenant,
+            record.key.id,
+            record.container_name,
+            record.attempt,
+            _to_number(record.claimed),
+        )
+
+    async def started(self, claim: str, container: str, deadline: datetime) -> None:
+        """Write down which container runs the claim, and when the job has to be gone."""
+        await self._run(
+            "UPDATE claims SET container = ?, deadline = ? WHERE claim = ?", container, _to_number(deadline), claim
+        )
+
+    async def ended(self, claim: str, *, finished: bool) -> None:
+        """The claim is over. `finished`: the job is, too (its last event was confirmed)."""
+        now = self._now()
+        await self._run(
+            "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
+        )
+        if now - self._pruned >= _PRUNE_EVERY:
+            await self.prune()
+
+    async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
+        """Whether this worker finished that job within that time (at most `KEPT`)."""
+        rows = await self._run(
+            "SELECT 1 FROM claims WHERE finished = 1 AND tenant = ? AND id = ? AND ended >= ? LIMIT 1",
+            key.tenant,
+            key.id,
+            _to_number(self._now() - within),
+        )
+        return bool(rows)
+
+    async def open_claims(self) -> tuple[OpenClaim, ...]:
+        """The claims that were not ended, oldest first: at start, what an earlier life of this worker left."""
+        rows = await self._run(
+            "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline"
+            " FROM claims WHERE ended IS NULL ORDER BY claimed, claim"
+        )
+        return tuple(_open_claim(row) for row in rows)
+
+    async def prune(self) -> None:
+        """Forget the claims that ended longer than `KEPT` ago."""
+        self._pruned = self._now()
+        await self._run("DELETE FROM claims WHERE ended < ?", _to_number(self._pruned - KEPT))
+
+    async def _run(self, statement: str, *values: _Value) -> Sequence[sqlite3.Row]:
+        try:
+            return tuple(await self._database.execute_fetchall(statement, values))
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal failed: {error}") from error
+
+
+@asynccontextmanager
+async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIterator[SqliteJournal]:
+    """The worker's journal, made where there is none.
+
+    Raises `ConfigError` when the folder cannot be written, or when what is there is damaged, from a newer version, or
+    not ours.
+    """
+    path = state_dir / "journal.db"
+    with _faults_of(path):
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its other files the modes of this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    async with aiosqlite.connect(path, isolation_level=None) as database:
+        with _faults_of(path):
+            await _prepare(database, path)
+        journal = SqliteJournal(database, now)
+        await journal.prune()
+        yield journal
+
+
+async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
+    database.row_factory = sqlite3.Row
+    version = int(await _pragma(database, "user_version"))
+    ours = await _pragma(database, "application_id") == str(_APPLICATION_ID)
+    new = await _pragma(database, "schema_version") == "0"
+    if not (ours or new):
+        raise ConfigError(f"worker.state_dir: {path} belongs to another program; name another folder")
+    if version > len(_MIGRATIONS):
+        raise ConfigError(
+            f"worker.state_dir: {path} was written by a newer version of this program; install that one again, "
+            "or name another folder"
+        )
+    if (fault := await _pragma(database, "quick_check(1)")) != "ok":
+        raise sqlite3.DatabaseError(fault)
+    await database.execute_fetchall("PRAGMA journal_mode = WAL")
+    await database.execute_fetchall("PRAGMA synchronous = FULL")
+    for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
+        await database.executescript(
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID}; {script}"
+            f"PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+async def _pragma(database: aiosqlite.Connection, name: str) -> str:
+    rows = await database.execute_fetchall(f"PRAGMA {name}")
+    return str(next(iter(rows))[0])
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Turns what can be wrong with the file into a sentence for the operator."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"worker.state_dir: {path.parent} cannot be written ({error.strerror}); "
+            "let the daemon's user own it, or name another folder"
+        ) from error
+    except sqlite3.OperationalError as error:
+        raise ConfigError(f"worker.state_dir: {path} cannot be used: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"worker.state_dir: {path} is damaged or no journal ({error}); move it away, and a new one is made"
+        ) from error
+
+
+def _open_claim(row: sqlite3.Row) -> OpenClaim:
+    record = ClaimRecord(
+        claim=row["claim"],
+        key=JobKey(tenant=row["tenant"], id=row["id"]),
+        container_name=row["container_name"],
+        attempt=row["attempt"],
+        claimed=_to_time(row["claimed"]),
+    )
+    deadline = _to_time(row["deadline"]) if row["deadline"] is not None else None
+    return OpenClaim(record=record, container=row["container"], deadline=deadline)
+
+
+def _to_number(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def _to_time(number: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=number)
