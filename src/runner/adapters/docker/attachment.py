@@ -47,10 +47,11 @@ class Attachment:
             self._transport.write_eof()
 
     def close(self) -> None:
-        """Let go of the connection; input that was not read is dropped."""
-        self._on_data = self._on_end = None
+        """Let go of the connection: input that was not read is dropped, and the stream has ended. May be repeated."""
+        self._on_data = None
         self._transport.abort()
         self._response.close()
+        self.feed_eof()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Called by the HTTP library with each chunk received."""
@@ -61,6 +62,7 @@ class Attachment:
 
     def feed_eof(self) -> None:
         """Called by the HTTP library when the connection is gone, for whatever reason."""
-        self._ended = True
-        if self._on_end is not None:
-            self._on_end()
+        if not self._ended:
+            self._ended = True
+            if self._on_end is not None:
+                self._on_end()

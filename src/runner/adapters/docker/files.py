@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes
@@ -45,7 +46,8 @@ class JobFolder:
 
     def remove(self) -> None:
         """Leave nothing behind; done already when there is no such folder. Raises OSError."""
-        shutil.rmtree(self.path, ignore_errors=False) if self.path.exists() else None
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
 
     def _write(self, name: str, data: bytes, *, mode: int) -> None:
         path = self.path / name
@@ -58,7 +60,8 @@ class JobFolder:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            return file.read(most + 1) or None
+        try:
+            plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return (os.read(descriptor, most + 1) or None) if plain else None
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,113 @@
+"""An engine in memory, whose containers do what a script says. It passes the same suite as the real one."""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from runner.job import Attempt, Exit, Stream
+from runner.ports import OnOutput
+
+STARTED = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)
+"""When every job of the fake starts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """What a container does.
+
+    It writes `output`, shows `progress`, and ends with `end`; without that it runs until it is stopped, and
+    `ignores_term` is for those that take SIGKILL only. `error` is raised by the launch instead; `hangs` makes the
+    launch wait for ever.
+    """
+
+    output: Sequence[tuple[Stream, bytes]] = ()
+    progress: bytes | None = None
+    end: Exit | None = None
+    ignores_term: bool = False
+    error: Exception | None = None
+    hangs: bool = False
+
+
+RUNS = Script()
+"""Runs until it is stopped."""
+
+
+class FakeContainer:
+    """Implements `runner.ports.Container`. Tests may `emit` and `finish` by hand."""
+
+    def __init__(self, name: str, script: Script, on_output: OnOutput, started: datetime) -> None:
+        self.id = hashlib.sha256(name.encode()).hexdigest()
+        self.name = name
+        self.started = started
+        self.told = script.progress
+        self.signals: list[str] = []
+        self._script = script
+        self._on_output = on_output
+        self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._ended)
+
+    async def terminate(self) -> None:
+        self.signals.append("TERM")
+        if not self._script.ignores_term:
+            self.finish(Exit(signal=15, complete=True))
+
+    async def kill(self) -> None:
+        self.signals.append("KILL")
+        self.finish(Exit(signal=9, complete=True))
+
+    def progress(self) -> bytes | None:
+        return self.told
+
+    def emit(self, stream: Stream, data: bytes) -> None:
+        """The job writes something."""
+        if self._ended.done():
+            raise AssertionError("a job that has ended writes nothing")
+        self._on_output(stream, data)
+
+    def finish(self, end: Exit) -> None:
+        """The job ends; the first end counts."""
+        if not self._ended.done():
+            self._ended.set_result(end)
+
+
+class FakeEngine:
+    """Implements `runner.ports.Engine`. Which script a container follows is told by its job's command.
+
+    `live` has the containers that were made and not discarded; `launched` and `discarded` have every name in order.
+    """
+
+    def __init__(self, scripts: Mapping[tuple[str, ...], Script] | None = None, default: Script = RUNS) -> None:
+        self.scripts = dict(scripts or {})
+        self.default = default
+        self.started = STARTED
+        self.live: dict[str, FakeContainer] = {}
+        self.launched: list[str] = []
+        self.discarded: list[str] = []
+
+    async def launch(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
+        name = attempt.container_name
+        script = self.scripts.get(attempt.plan.command, self.default)
+        self.launched.append(name)
+        container = self.live[name] = FakeContainer(name, script, on_output, self.started)
+        await asyncio.sleep(0)
+        if script.error is not None:
+            raise script.error
+        if script.hangs:
+            await asyncio.Event().wait()
+        for stream, data in script.output:
+            container.emit(stream, data)
+        if script.end is not None:
+            container.finish(script.end)
+        return container
+
+    async def discard(self, attempt: Attempt) -> None:
+        name = attempt.container_name
+        await asyncio.sleep(0)
+        container = self.live.pop(name, None)
+        if container is not None:
+            container.finish(Exit(lost="its container was removed from outside"))
+        self.discarded.append(name)

@@ -1,0 +1,95 @@
+"""A job's container and its description, as files to read and compare."""
+
+import json
+import resource
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.attempts import make_attempt
+
+from runner.adapters.docker.config import Site, create_body
+from runner.adapters.docker.description import describe, environment
+from runner.job import Bytes, Limits, Stack
+
+GOLDEN = Path(__file__).parent / "golden"
+SITE = Site(worker="w1", boot="6f0c2f0e-0000-4000-8000-000000000000", init=Path("/opt/runner/init-x86_64"))
+FOLDER = Path("/var/lib/runner/jobs/0123456789abcdef")
+NONCE = b"0123456789abcdef0123456789ABCDEF"
+IMAGE = "sha256:" + 64 * "a"
+
+PLAIN = Stack(name="busybox", revision="1", image=IMAGE)
+SPECIAL = Stack(
+    name="gpu-3.1",
+    revision="7",
+    image=IMAGE,
+    uid=1000,
+    gid=100,
+    read_only=False,
+    cap_add=("SYS_PTRACE",),
+    devices=("/dev/kvm", "/dev/sda:/dev/xvda:r", "/dev/a:/dev/b"),
+    runtime="runsc",
+)
+LARGE = Limits(cpus=3.25, memory=Bytes(8 * 2**30), disk=Bytes(2**30), pids=4096, log_bytes=Bytes(64 * 2**20))
+SMALL = Limits(cpus=0.01, memory=Bytes(6 * 2**20), disk=Bytes(0), pids=1, log_bytes=Bytes(0))
+
+
+def golden(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "stack", "limits"),
+    [("container-default", PLAIN, Limits()), ("container-large", SPECIAL, LARGE), ("container-small", PLAIN, SMALL)],
+)
+def test_the_engine_is_asked_for_exactly_this(name: str, stack: Stack, limits: Limits) -> None:
+    assert create_body(stack, limits, FOLDER, SITE) == golden(name)
+
+
+@pytest.mark.parametrize("limits", [Limits(), LARGE, SMALL])
+def test_nothing_in_the_container_is_without_a_bound(limits: Limits) -> None:
+    host = create_body(PLAIN, limits, FOLDER, SITE)["HostConfig"]
+    assert host["MemorySwap"] == host["Memory"] == limits.memory + limits.disk
+    assert host["ShmSize"] > 0  # to the engine, zero means its own default
+    for options in host["Tmpfs"].values():
+        words = dict(option.partition("=")[::2] for option in options.split(","))
+        assert 0 < int(words["size"]) <= max(limits.disk, 4096)
+        assert 0 < int(words["nr_inodes"]) <= max(limits.disk // 4096, 1024)
+    assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 128 * 2**20
+
+
+def test_the_init_is_told_exactly_this() -> None:
+    attempt = make_attempt(
+        "sort",
+        "-n",
+        claim="0123456789abcdef",
+        image=IMAGE,
+        env={"A": "b c", "HOME": "/tmp"},  # noqa: S108
+        payload=b"{}",
+    )
+    told = asdict(describe(attempt, NONCE))
+    told |= {
+        "nonce": NONCE.decode(),
+        "argv": list(told["argv"]),
+        "places": list(told["places"]),
+        "timeout": told["timeout"] / timedelta(seconds=1),
+        "rlimits": {str(number): limit for number, limit in told["rlimits"].items()},
+    }
+    assert told == golden("description")
+
+
+def test_the_job_cannot_take_our_words_away() -> None:
+    stack = Stack(name="s", revision="1", image=IMAGE, env={"PATH": "/stack", "LANG": "C", "BOTH": "stack"})
+    attempt = make_attempt("true", stack=stack, env={"BOTH": "job"})
+    told = environment(attempt)
+    assert (told["PATH"], told["LANG"], told["BOTH"], told["JOB_STACK"]) == ("/stack", "C", "job", "s")
+    assert "JOB_PAYLOAD_FILE" not in told
+    assert "TRACEPARENT" not in told
+
+
+def test_a_full_place_says_so_before_the_size_of_a_file_kills() -> None:
+    for limits in (Limits(), LARGE, SMALL):
+        description = describe(make_attempt("true", limits=limits), NONCE)
+        assert description.rlimits[resource.RLIMIT_FSIZE] > limits.disk

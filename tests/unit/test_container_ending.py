@@ -1,0 +1,120 @@
+"""How a container's end is read from what the init or the engine says."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from runner.adapters.docker import ending
+from runner.init.wire import Place, Report
+from runner.job import Bytes, Exit, Usage
+
+MIB = 2**20
+DISK = Bytes(64 * MIB)
+ROOMY = Place(path="/work", bytes_total=DISK, bytes_free=DISK - MIB, inodes_total=1024, inodes_free=1000)
+
+
+def report(**told: Any) -> Report:
+    usual: dict[str, Any] = {
+        "status": 0,
+        "exec_errno": 0,
+        "ended": datetime(2026, 1, 2, tzinfo=UTC),
+        "cpu_seconds": 0.25,
+        "memory_peak_bytes": 5 * MIB,
+        "oom_kills": 0,
+        "places": (ROOMY,),
+    }
+    return Report(**(usual | told))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "by_signal"),
+    [(0, 0, None), (3 << 8, 3, None), (137 << 8, 137, None), (9, None, 9), (15 | 0x80, None, 15), (-1, None, None)],
+)
+def test_a_wait_status(status: int, code: int | None, by_signal: int | None) -> None:
+    end = ending.reported(report(status=status), disk=DISK, output=b"{}", complete=True)
+    assert end == Exit(
+        code=code,
+        signal=by_signal,
+        usage=Usage(cpu_seconds=0.25, memory_peak_bytes=5 * MIB),
+        output=b"{}",
+        complete=True,
+    )
+
+
+def test_what_else_the_init_reports() -> None:
+    end = ending.reported(
+        report(status=-1, exec_errno=2, oom_kills=3, cpu_seconds=None, memory_peak_bytes=None),
+        disk=DISK,
+        output=None,
+        complete=False,
+    )
+    assert end == Exit(exec_errno=2, oom_kills=3)
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        ({"ExitCode": 0}, Exit(code=0)),
+        ({"ExitCode": 1, "OOMKilled": True}, Exit(code=1, oom_kills=1)),
+        ({"ExitCode": 128}, Exit(code=128)),
+        ({"ExitCode": 137, "OOMKilled": False}, Exit(signal=9)),
+        ({"ExitCode": 192}, Exit(signal=64)),
+        ({"ExitCode": 255}, Exit(code=255)),
+    ],
+)
+def test_what_the_engine_knows(state: dict[str, Any], end: Exit) -> None:
+    assert ending.inspected(state, output=None) == end
+
+
+@pytest.mark.parametrize(
+    ("status", "started", "over"),
+    [
+        ("exited", "2026-01-02T03:04:05.6Z", True),
+        ("dead", "2026-01-02T03:04:05.6Z", True),
+        ("running", "2026-01-02T03:04:05.6Z", False),
+        ("created", "0001-01-01T00:00:00Z", False),
+        ("exited", "0001-01-01T00:00:00Z", False),
+    ],
+)
+def test_a_container_that_never_ran_has_not_ended(status: str, started: str, over: bool) -> None:  # noqa: FBT001
+    assert ending.over({"Status": status, "StartedAt": started}) is over
+
+
+@pytest.mark.parametrize(
+    ("end", "suspicious"),
+    [
+        (Exit(signal=9), True),
+        (Exit(signal=15), True),
+        (Exit(code=137), True),
+        (Exit(code=143), True),
+        (Exit(signal=9, oom_kills=1), False),
+        (Exit(signal=11), False),
+        (Exit(code=1), False),
+        (Exit(code=0), False),
+    ],
+)
+def test_an_end_that_may_be_the_engines_doing(end: Exit, suspicious: bool) -> None:  # noqa: FBT001
+    assert ending.stopped_from_outside(end) is suspicious
+
+
+def place(path: str, *, total: int = 64 * MIB, free: int = 64 * MIB, files: int = 10) -> Place:
+    return Place(path=path, bytes_total=total, bytes_free=free, inodes_total=1024, inodes_free=files)
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        ((place("/work"), place("/tmp")), None),  # noqa: S108
+        ((place("/work"), place("/tmp", free=0)), "/tmp was full (64 MiB)"),  # noqa: S108
+        ((place("/work", total=4096, free=0),), "/work was full (4 KiB)"),
+        ((place("/work", files=0),), "/work had no room for another file (it had 1024)"),
+        (
+            (place("/work", free=24 * MIB), place("/tmp", free=24 * MIB)),  # noqa: S108
+            "/work, /tmp together held more than 64 MiB",
+        ),
+        ((place("/work", free=32 * MIB), place("/tmp", free=32 * MIB)), None),  # noqa: S108
+    ],
+)
+def test_what_was_full(places: tuple[Place, ...], sentence: str | None) -> None:
+    assert ending.full_place(places, DISK) == sentence

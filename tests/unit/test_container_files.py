@@ -1,0 +1,71 @@
+"""A job's files, and what a job may do to them."""
+
+import os
+from pathlib import Path
+
+from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, JobFolder
+from runner.job import OUTPUT_MAX, PROGRESS_MAX
+
+
+def made(tmp_path: Path) -> JobFolder:
+    folder = JobFolder(tmp_path / "jobs" / "c1")
+    folder.create()
+    return folder
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def test_nobody_on_the_host_passes_the_parent_and_the_job_reads_what_it_may(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = made(tmp_path)
+        folder.write_payload(b"secret")
+    finally:
+        os.umask(before)
+    assert mode(folder.path.parent) == 0o700
+    assert mode(folder.path) == 0o755
+    modes = {path.name: mode(path) for path in folder.path.iterdir()}
+    assert modes == {PAYLOAD: 0o444, OUTPUT: 0o666, PROGRESS: 0o666}
+
+
+def test_empty_files_say_nothing(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    assert folder.output() is None
+    assert folder.progress() is None
+
+
+def test_reads_stop_one_byte_past_the_limit(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder.path / OUTPUT).write_bytes(b"x" * (OUTPUT_MAX + 100))
+    (folder.path / PROGRESS).write_bytes(b"x" * (PROGRESS_MAX + 100))
+    assert folder.output() == b"x" * (OUTPUT_MAX + 1)
+    assert folder.progress() == b"x" * (PROGRESS_MAX + 1)
+
+
+def test_neither_a_link_nor_a_pipe_nor_a_folder_is_read(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    output = folder.path / OUTPUT
+    output.unlink()
+    output.symlink_to("/etc/passwd")
+    assert folder.output() is None
+    output.unlink()
+    os.mkfifo(output)
+    assert folder.output() is None
+    output.unlink()
+    output.mkdir()
+    assert folder.output() is None
+
+
+def test_whatever_is_there_is_removed_and_again(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    (folder.path / "link").symlink_to(keep)
+    (folder.path / "deep" / "deeper").mkdir(parents=True)
+    (folder.path / PAYLOAD).touch(mode=0o000)
+    folder.remove()
+    folder.remove()
+    assert not folder.path.exists()
+    assert keep.is_dir()
