@@ -602,7 +602,6 @@ _Noreturn __attribute__((used)) void run(void)
     uint64_t cpu_before = cpu_ns(), oom_before = oom_kills();
     announce_start();
     long pid = start_job();
-    close_fd(0); /* so that the writer sees when the job has closed its stdin */
     report.exec_errno = pid < 0 ? (int32_t)-pid : 0;
     report.status = pid < 0 ? -1 : wait_for(pid);
     report.ended_ns = now(CLOCK_REALTIME);

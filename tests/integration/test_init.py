@@ -1,0 +1,718 @@
+"""The init as the PID 1 that it is, under attack: broken frames, storms, orphans, stolen descriptors, full pipes."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import platform
+import resource
+import signal
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.integration.pid1 import ENV, IS_ROOT, WITHOUT_CAPABILITIES, Pid1, describe, eventually, python, run, sh
+
+from runner.init.binary import KILL_SIGNAL
+from runner.init.build import MACHINES, build, compiler
+from runner.init.wire import Report
+
+CGROUP = Path("/sys/fs/cgroup")
+ORPHAN = "setsid sh -c 'trap \"\" TERM HUP INT; {}' & "
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder that any user may read, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def binary(folder: Path) -> Path:
+    """The init, from the source as it is now."""
+    build(folder / "init", extra=("-Werror",))
+    return folder / "init"
+
+
+# ---- frames
+
+
+def test_a_job_from_end_to_end(binary: Path) -> None:
+    before = datetime.now(UTC)
+    end = run(binary, describe(sh("cat; echo oops >&2; exit 3")), b"hello\n")
+    assert (end.stdout, end.stderr, end.code) == (b"hello\n", b"oops\n", 3)
+    assert end.told.status == 3 << 8
+    assert end.told.exec_errno == 0
+    assert end.started is not None
+    tick = timedelta(microseconds=1)
+    assert before - tick <= end.started <= end.told.ended <= datetime.now(UTC)
+
+
+def test_a_frame_byte_by_byte(binary: Path) -> None:
+    job = describe(("echo", "hi"))
+    with Pid1(binary) as init:
+        init.expect(job)
+        for byte in job.encode():
+            init.send_alone(bytes([byte]))
+        assert init.finish().stdout == b"hi\n"
+
+
+def test_a_frame_cut_anywhere(binary: Path) -> None:
+    job = describe(("echo", "hi"))
+    frame = job.encode()
+    for cut in range(1, len(frame)):
+        with Pid1(binary) as init:
+            init.expect(job)
+            init.send_alone(frame[:cut])
+            init.send(frame[cut:])
+            init.stdin.close()
+            assert init.finish().stdout == b"hi\n", cut
+
+
+def test_a_frame_that_breaks_off_runs_nothing(binary: Path) -> None:
+    job = describe(("echo", "hi"))
+    frame = job.encode()
+    for size in range(len(frame)):
+        with Pid1(binary) as init:
+            init.send(frame[:size])
+            init.stdin.close()
+            end = init.finish()
+        assert (end.raw_stdout, end.code) == (b"", 70 if size else 0), size
+
+
+def item(tag: int, value: bytes) -> bytes:
+    return struct.pack("<BI", tag, len(value)) + value
+
+
+NONCE, ECHO = item(1, bytes(range(32))), item(2, b"echo")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"RUN2" + struct.pack("<I", len(NONCE + ECHO)) + NONCE + ECHO,
+        b"RUN1" + struct.pack("<I", (1 << 20) + (64 << 10) + 1),
+        b"RUN1" + struct.pack("<I", 2**32 - 1),
+        *(
+            b"RUN1" + struct.pack("<I", len(body)) + body
+            for body in [
+                b"",
+                NONCE,
+                ECHO,
+                NONCE + ECHO + b"\x02",
+                NONCE + ECHO + b"\x02\0\0\0",
+                NONCE + ECHO + struct.pack("<BI", 2, 1),
+                NONCE + ECHO + struct.pack("<BI", 2, 2**32 - 1),
+                NONCE + ECHO + item(0, b""),
+                NONCE + ECHO + item(8, b"x"),
+                item(1, b"short") + ECHO,
+                NONCE + ECHO + item(5, b"1234567"),
+                NONCE + ECHO + item(6, b"1234"),
+                NONCE + ECHO + item(6, bytes(20)) * 17,
+                NONCE + ECHO + item(7, b"/") * 9,
+            ]
+        ),
+    ],
+)
+def test_a_broken_frame_runs_nothing(binary: Path, frame: bytes) -> None:
+    with Pid1(binary) as init:
+        init.send(frame)
+        init.stdin.close()
+        end = init.finish()
+    assert (end.raw_stdout, end.code) == (b"", 70)
+    assert end.stderr.startswith(b"runner-init: ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_frame_with_wrong_bytes_is_refused_or_run(binary: Path, changes: list[tuple[int, int]]) -> None:
+    job = describe(("true",), places=("/",), env={"A": "b"})
+    frame = bytearray(job.encode())
+    for position, value in changes:
+        frame[8 + position % (len(frame) - 8)] = value
+    with Pid1(binary) as init:
+        init.send(bytes(frame))
+        init.stdin.close()
+        end = init.finish()
+    assert end.code in {0, 70, 126, 127}
+    assert (end.raw_stdout == b"") == (end.code == 70)
+
+
+def test_the_smallest_frame(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.send(b"RUN1" + struct.pack("<I", len(NONCE + ECHO)) + NONCE + ECHO)
+        init.stdin.close()
+        end = init.finish()
+    assert end.raw_stdout[:16] == bytes(range(16))
+    assert end.raw_stdout[24:25] == b"\n"
+    assert end.raw_stdout[25:41] == bytes(range(16, 32))
+    assert end.stderr == bytes(range(16, 32))
+
+
+def test_the_input_that_follows_the_frame_is_the_jobs_to_the_byte(binary: Path) -> None:
+    data = os.urandom(3_000_000)
+    end = run(binary, describe(("cat",)), data)
+    assert hashlib.sha256(end.stdout).digest() == hashlib.sha256(data).digest()
+    assert end.told.status == 0
+
+
+def test_a_job_without_input_reads_the_end_at_once(binary: Path) -> None:
+    assert run(binary, describe(sh("cat; echo end"))).stdout == b"end\n"
+
+
+def test_only_pid_1_runs_it(binary: Path) -> None:
+    done = subprocess.run([binary], input=describe(("echo",)).encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (70, b"")
+    assert b"PID 1" in done.stderr
+
+
+# ---- what the job is given
+
+
+def test_arguments_and_environment_of_400_kib(binary: Path) -> None:
+    words = tuple(f"{n}" * 100_000 for n in range(4))
+    env = {f"V{n}": "é" * 50_000 for n in range(4)}
+    code = "import sys, os; print(sys.argv[1:] == [str(n) * 100_000 for n in range(4)],"
+    code += "[os.environ.get(f'V{n}') == 'é' * 50_000 for n in range(4)])"
+    end = run(binary, describe((*python(code), *words), env={**env, "LANG": "C.UTF-8"}))
+    assert end.stdout == b"True [True, True, True, True]\n"
+
+
+def test_thousands_of_empty_words(binary: Path) -> None:
+    end = run(binary, describe((*sh("echo $#"), *[""] * 100_001), env=ENV))
+    assert end.stdout == b"100000\n"
+
+
+def test_the_environment_is_the_descriptions_and_no_other(binary: Path) -> None:
+    job = describe(("env",), env={**ENV, "A": "b=c", "EMPTY": ""}, timeout=timedelta(seconds=90))
+    end = run(binary, job, wrap=("env", "SECRET=1"))
+    assert end.started is not None
+    deadline = ceil((end.started + timedelta(seconds=90)).timestamp())
+    expected = {**ENV, "A": "b=c", "EMPTY": "", "JOB_DEADLINE": str(deadline)}
+    assert sorted(end.stdout.decode().splitlines()) == sorted(f"{name}={value}" for name, value in expected.items())
+
+
+def test_signals_are_as_new_whatever_the_runtime_left(binary: Path) -> None:
+    wrap = ("env", "--ignore-signal", "--block-signal")
+    status = run(binary, describe(("cat", "/proc/self/status")), wrap=wrap).stdout.decode()
+    masks = dict(line.split(":\t") for line in status.splitlines() if line.startswith(("Sig", "ShdPnd")))
+    del masks["SigQ"]
+    assert masks == dict.fromkeys(("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"), "0" * 16)
+
+
+def test_no_descriptor_but_the_three(binary: Path) -> None:
+    code = """
+import fcntl
+for fd in range(4096):
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+        print(fd, end=" ")
+    except OSError:
+        pass
+"""
+    with Path("/dev/null").open("rb") as leaked:
+        high = fcntl.fcntl(leaked, fcntl.F_DUPFD, 900)
+        try:
+            with Pid1(binary, pass_fds=(leaked.fileno(), high)) as init:
+                init.start(describe(python(code)))
+                assert init.finish().stdout == b"0 1 2 "
+        finally:
+            os.close(high)
+
+
+def test_session_folder_and_limits(binary: Path, folder: Path) -> None:
+    job = describe(
+        sh("ps -o sid= -p $$ | tr -d ' '; echo $$; pwd; ulimit -n; ulimit -c"),
+        cwd=str(folder),
+        rlimits={resource.RLIMIT_NOFILE: 77},
+    )
+    sid, pid, cwd, files, core = run(binary, job).stdout.decode().split()
+    assert sid == pid
+    assert (cwd, files, core) == (str(folder), "77", "0")
+
+
+def test_a_file_over_its_size_ends_the_job(binary: Path, folder: Path) -> None:
+    job = describe(sh(f"exec head -c 5000 /dev/zero > {folder}/big"), rlimits={resource.RLIMIT_FSIZE: 1000})
+    end = run(binary, job)
+    assert end.told.status == signal.SIGXFSZ
+    assert end.code == 128 + signal.SIGXFSZ
+    assert (folder / "big").stat().st_size == 1000
+
+
+# ---- how it ends
+
+
+def test_every_exit_code(binary: Path) -> None:
+    for code in range(256):
+        end = run(binary, describe(sh(f"exit {code}")))
+        assert (end.told.status, end.code) == (code << 8, code)
+
+
+def test_every_deadly_signal(binary: Path) -> None:
+    harmless = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+    stops = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+    for number in sorted(signal.valid_signals() - harmless - stops):
+        end = run(binary, describe(sh(f"kill -{int(number)} $$; sleep 60")))
+        assert (end.told.status, end.code) == (number, 128 + number)
+
+
+@pytest.fixture(scope="module")
+def broken(folder: Path) -> Path:
+    """Files that cannot be executed, each for a reason of its own."""
+    place = folder / "broken"
+    place.mkdir()
+    for name, text, mode in [
+        ("plain", "#!/bin/sh\n", 0o644),
+        ("no-interpreter", "#!/nope\n", 0o755),
+        ("no-format", "echo hi\n", 0o755),
+        ("echo", "", 0o644),
+    ]:
+        (place / name).write_text(text)
+        (place / name).chmod(mode)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "code"),
+    [
+        (("no-such-command",), errno.ENOENT, 127),
+        (("",), errno.ENOENT, 127),
+        (("/nope/nope",), errno.ENOENT, 127),
+        (("/dev/null/nope",), errno.ENOTDIR, 127),
+        (("{}",), errno.EACCES, 126),
+        (("{}/plain",), errno.EACCES, 126),
+        (("plain",), errno.EACCES, 126),
+        (("{}/no-interpreter",), errno.ENOENT, 127),
+        (("{}/no-format",), errno.ENOEXEC, 126),
+        (("no-format",), errno.ENOEXEC, 126),
+        (("echo", "x" * 200_000), errno.E2BIG, 126),
+        (("n" * 5000,), errno.ENOENT, 127),
+    ],
+)
+def test_what_cannot_be_executed(binary: Path, broken: Path, argv: tuple[str, ...], error: int, code: int) -> None:
+    job = describe((word.format(broken) for word in argv), env={"PATH": f"/nope:/dev/null:{broken}:/usr/bin:/bin"})
+    end = run(binary, job)
+    assert (end.told.status, end.told.exec_errno, end.code) == (-1, error, code)
+    assert (end.stdout, end.stderr) == (b"", b"")
+    assert end.started is not None
+
+
+def test_the_search_goes_on_where_a_file_may_not_be_executed(binary: Path, broken: Path) -> None:
+    path = f"{broken}:/usr/bin:/bin"
+    assert run(binary, describe(("echo", "found"), env={"PATH": path})).stdout == b"found\n"
+
+
+def test_an_empty_folder_of_the_path_is_the_current_one(binary: Path, broken: Path) -> None:
+    end = run(binary, describe(("no-format",), env={"PATH": "/nope::/nope"}, cwd=str(broken)))
+    assert end.told.exec_errno == errno.ENOEXEC
+
+
+def test_without_a_path_the_usual_folders_are_searched(binary: Path) -> None:
+    assert run(binary, describe(("echo", "found"), env={})).stdout == b"found\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"cwd": "/nope"}, errno.ENOENT), ({"rlimits": {99: 1}}, errno.EINVAL), ({"cwd": "/dev/null"}, errno.ENOTDIR)],
+)
+def test_a_folder_or_limit_that_cannot_be_had(binary: Path, changes: dict[str, str], error: int) -> None:
+    end = run(binary, describe(("echo",), **changes))  # type: ignore[arg-type]
+    assert (end.told.status, end.told.exec_errno) == (-1, error)
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_goes_on_to_every_process(binary: Path, name: str) -> None:
+    code = f"""
+import os, signal
+child = os.fork()
+def stop(*_):
+    print("child" if child == 0 else "main", flush=True)
+    if child:
+        os.wait()
+    os._exit(9)
+signal.signal(signal.{name}, stop)
+print("up", flush=True)
+while True:
+    signal.pause()
+"""
+    with Pid1(binary) as init:
+        init.start(describe(python(code)))
+        init.read_until(b"up\nup\n")
+        init.signal(getattr(signal, name))
+        end = init.finish()
+    assert sorted(end.stdout.split()) == [b"child", b"main", b"up", b"up"]
+    assert (end.told.status, end.code) == (9 << 8, 9)
+
+
+def test_the_kill_signal_ends_everything_and_is_reported(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(sh(f"trap '' TERM HUP; {ORPHAN.format('sleep 60; sleep 60')} echo up; sleep 60; sleep 60")))
+        init.read_until(b"up\n")
+        init.signal(signal.SIGTERM)
+        init.signal(KILL_SIGNAL)
+        end = init.finish()
+    assert end.told.status == signal.SIGKILL
+    assert end.code == 128 + signal.SIGKILL
+
+
+def test_the_kill_signal_reaches_a_stopped_job(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(sh("echo up; kill -STOP -1; kill -STOP $$")))
+        init.read_until(b"up\n")
+        init.signal(KILL_SIGNAL)
+        assert init.finish().told.status == signal.SIGKILL
+
+
+def test_the_kill_signal_gets_through_a_storm(binary: Path) -> None:
+    storm = "echo up; while :; do kill -HUP 1; kill -INT 1; kill -USR1 1; kill -CHLD 1; done"
+    with Pid1(binary) as init:
+        init.start(describe(sh(f"trap '' HUP INT USR1 TERM; ({storm}) & ({storm}) & {storm}")))
+        init.read_until(b"up\nup\nup\n")
+        for number in (signal.SIGTERM, signal.SIGUSR2, *range(34, 40), *range(41, 65)):
+            init.signal(number)
+        init.signal(KILL_SIGNAL)
+        # SIGUSR2 is not ignored: either of the two may have come first.
+        assert init.finish().told.status in {signal.SIGKILL, signal.SIGUSR2}
+
+
+def test_a_job_ends_in_the_midst_of_a_storm(binary: Path) -> None:
+    storm = "trap '' HUP INT; while :; do kill -HUP 1; kill -INT 1; done"
+    end = run(binary, describe(sh(f"trap '' HUP INT; ({storm}) & ({storm}) & sleep 0.2; exit 5")))
+    assert end.told.status == 5 << 8
+
+
+def test_a_signal_before_the_job_is_kept_for_it(binary: Path) -> None:
+    job = describe(sh("sleep 60"))
+    with Pid1(binary) as init:
+        init.expect(job)
+        init.send_alone(job.encode()[:4])
+        init.signal(signal.SIGTERM)
+        init.send(job.encode()[4:])
+        assert init.finish().told.status == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "kill -KILL 1; kill -STOP 1; kill -SEGV 1; kill -ABRT 1; kill -ILL 1; kill -ALRM 1",
+        "kill -KILL -1",
+        "kill -STOP -1; kill -CONT -1",
+        "i=32; while [ $i -lt 64 ]; do i=$((i + 1)); [ $i = 40 ] || kill -$i 1; done",
+    ],
+)
+def test_the_job_cannot_kill_the_init(binary: Path, attack: str) -> None:
+    end = run(binary, describe(sh(f"sleep 60 & {attack}; exit 4")))
+    assert end.told.status == 4 << 8
+
+
+# ---- what the job leaves behind
+
+
+def test_orphans_are_dead_before_the_report(binary: Path) -> None:
+    flood = ORPHAN.format("while :; do echo x; echo x >&2; done")
+    end = run(binary, describe(sh(f"{flood * 4} sleep 0.1; exit 7")))
+    assert end.told.status == 7 << 8
+    # Nothing follows the records: the scanner passes on as the job's own what comes behind them.
+    assert set(end.stdout) == set(b"x\n")
+    assert set(end.stderr) == set(b"x\n")
+
+
+def test_orphans_that_go_on_forking_are_caught(binary: Path) -> None:
+    forks = ORPHAN.format("while :; do (sleep 0.01 &); done")
+    assert run(binary, describe(sh(f"{forks * 3} sleep 0.2; exit 7"))).told.status == 7 << 8
+
+
+def test_thousands_of_zombies_are_reaped(binary: Path) -> None:
+    code = """
+import os, pathlib
+for _ in range(3000):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os._exit(0)
+        os._exit(0)
+    os.wait()
+while len([p for p in pathlib.Path("/proc").iterdir() if p.name.isdigit()]) > 2:
+    pass
+print("reaped")
+"""
+    end = run(binary, describe(python(code)))
+    assert end.stdout == b"reaped\n"
+    assert end.told.status == 0
+
+
+def test_zombies_that_nobody_reaped_are_gone(binary: Path) -> None:
+    code = "import os\nfor _ in range(1000):\n  if os.fork() == 0: os._exit(0)\nos.kill(os.getpid(), 9)"
+    assert run(binary, describe(python(code))).told.status == signal.SIGKILL
+
+
+def test_a_process_that_entered_from_outside_is_killed_too(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(
+            describe(sh("echo up; while [ ! -e /proc/3 ] || ! grep -q guest /proc/*/cmdline; do :; done; exit 2"))
+        )
+        init.read_until(b"up\n")
+        enter = ["nsenter", "--target", str(init.pid), "--pid", *([] if IS_ROOT else ["--user"])]
+        with subprocess.Popen([*enter, "sh", "-c", "sleep 60; : guest"]) as guest:
+            end = init.finish()
+            assert guest.wait(10) == -signal.SIGKILL or guest.returncode == 128 + signal.SIGKILL
+    assert end.told.status == 2 << 8
+
+
+def test_what_cannot_be_killed_is_not_reported_dead(folder: Path) -> None:
+    """Root's process among another user's. Where the tests have but one user, the init may kill it, and reports."""
+    impatient = folder / "impatient"
+    build(impatient, extra=("-DGIVE_UP_MS=300",))
+    user = ("--reuid", "65534", "--regid", "65534", "--clear-groups") if IS_ROOT else ()
+    with Pid1(impatient, wrap=(*WITHOUT_CAPABILITIES, *user)) as init:
+        init.start(describe(sh("echo up; while ! grep -q guest /proc/*/cmdline; do :; done; exit 2")))
+        init.read_until(b"up\n")
+        enter = ["nsenter", "--target", str(init.pid), "--pid", *([] if IS_ROOT else ["--user"])]
+        with subprocess.Popen([*enter, "sh", "-c", "sleep 60; : guest"]):
+            end = init.finish()
+    assert end.code == 2
+    assert end.complete is not IS_ROOT
+
+
+# ---- pipes
+
+
+FILL = """
+import os
+fd = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+count = 0
+for size in (4096, 1):
+    try:
+        while True:
+            count += os.write(fd, b"x" * size)
+    except BlockingIOError:
+        pass
+os.write(2, b"%d full\\n" % count)
+os._exit(5)
+"""
+
+
+@pytest.mark.parametrize("prelude", ["", "import os; os.set_blocking(1, False); os.set_blocking(2, False)"])
+def test_a_reader_that_pauses_gets_everything(binary: Path, prelude: str) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(python(prelude + FILL)))
+        init.read_until(b"full\n", stderr=True)
+        eventually(lambda: not init.job_processes)
+        assert not init.over
+        end = init.finish()
+    count = int(end.stderr.split()[0])
+    assert count > 4096
+    assert end.stdout == b"x" * count
+    assert end.told.status == 5 << 8
+
+
+def test_blocked_on_output_only_the_job_waits(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(python(FILL.replace("os._exit(5)", "os.write(1, b'more')"))))
+        init.read_until(b"full\n", stderr=True)
+        init.signal(KILL_SIGNAL)
+        eventually(lambda: not init.job_processes)
+        assert init.finish().told.status == signal.SIGKILL
+
+
+def test_a_job_may_close_its_output(binary: Path) -> None:
+    end = run(binary, describe(sh("echo last; exec >&- 2>&-; exit 3")))
+    assert (end.stdout, end.told.status) == (b"last\n", 3 << 8)
+
+
+@pytest.mark.parametrize(("ignore", "code"), [("", 128 + signal.SIGPIPE), ("trap '' PIPE;", 6)])
+def test_readers_that_went_away_are_survived(binary: Path, ignore: str, code: int) -> None:
+    with Pid1(binary) as init:
+        job = describe(sh(f"{ignore} echo up; read line; echo x; echo x >&2; exit 6"))
+        init.expect(job)
+        init.send(job.encode())
+        init.read_until(b"up\n")
+        init.stdout.close()
+        init.stderr.close()
+        init.send(b"go\n")
+        assert init.finish().code == code
+
+
+def test_packets_asynchronous_signals_and_small_pipes(binary: Path) -> None:
+    code = """
+import fcntl, os, signal
+for fd in (1, 2):
+    fcntl.fcntl(fd, fcntl.F_SETOWN, 1)
+    fcntl.fcntl(fd, 10, signal.SIGKILL)  # F_SETSIG
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK | os.O_DIRECT | os.O_APPEND)
+    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 4096)
+os.write(1, b"text")
+"""
+    end = run(binary, describe(python(code)))
+    assert end.stdout == b"text"
+    assert end.told.status == 0
+
+
+# ---- secrets and counters
+
+
+SNOOP = """
+import ctypes, os
+def attempt(what, *args, **kw):
+    try:
+        got = what(*args, **kw)
+    except OSError as error:
+        return
+    print("got", what, args, got)
+for name in ("mem", "environ", "maps", "auxv", "fd/0", "fd/1", "fd/2", "exe", "cwd", "root/etc/passwd"):
+    attempt(open, f"/proc/1/{name}", "rb")
+attempt(os.listdir, "/proc/1/map_files")
+attempt(os.readlink, "/proc/1/fd/1")
+libc = ctypes.CDLL(None, use_errno=True)
+class Piece(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+here, there = Piece(ctypes.addressof(ctypes.create_string_buffer(16)), 16), Piece(0x400000, 16)
+if libc.process_vm_readv(1, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) != -1:
+    print("process_vm_readv")
+for request in (16, 0x4206):  # PTRACE_ATTACH, PTRACE_SEIZE
+    if libc.ptrace(request, 1, 0, 0) != -1:
+        print("ptrace", request)
+pidfd = os.pidfd_open(1)
+if libc.syscall(438, pidfd, 1, 0) != -1:  # pidfd_getfd
+    print("pidfd_getfd")
+print("tried")
+"""
+
+
+def test_the_job_cannot_look_into_the_init(binary: Path) -> None:
+    end = run(binary, describe(python(SNOOP)), wrap=WITHOUT_CAPABILITIES)
+    assert (end.stdout, end.stderr) == (b"tried\n", b"")
+
+
+def test_a_user_cannot_look_into_the_init(binary: Path) -> None:
+    user = ("--reuid", "65534", "--regid", "65534", "--clear-groups") if IS_ROOT else ()
+    script = "for f in mem environ maps fd/1 exe; do cat /proc/1/$f && echo got $f; done;"
+    script += "ls /proc/1/fd/; readlink /proc/1/fd/1; echo tried"
+    end = run(binary, describe(sh(script)), wrap=(*WITHOUT_CAPABILITIES, *user))
+    assert end.stdout == b"tried\n"
+
+
+def test_the_start_is_told_before_the_jobs_first_byte(binary: Path) -> None:
+    job = describe(("echo", "first"))
+    end = run(binary, job)
+    assert end.raw_stdout.startswith(job.nonce[:16])
+    assert end.raw_stdout[24:30] == b"first\n"
+    assert end.raw_stdout[30:46] == job.nonce[16:]
+
+
+def test_an_init_that_may_open_nothing_still_reports(binary: Path) -> None:
+    end = run(binary, describe(sh("prlimit --pid 1 --nofile=0:0; exit 3")))
+    assert end.told.status == 3 << 8
+    assert (end.told.cpu_seconds, end.told.memory_peak_bytes, end.told.oom_kills) == (None, None, None)
+
+
+def test_the_counters_of_this_machine(binary: Path) -> None:
+    burn = "import time\nwhile time.process_time() < 0.2: pass"
+    report = run(binary, describe(python(burn))).told
+    has_cpu = any((CGROUP / name).exists() for name in ("cpu.stat", "cpuacct/cpuacct.usage"))
+    has_memory = any((CGROUP / name).exists() for name in ("memory.peak", "memory/memory.max_usage_in_bytes"))
+    has_oom = any((CGROUP / name).exists() for name in ("memory.events", "memory/memory.oom_control"))
+    assert (report.cpu_seconds is not None) == has_cpu
+    assert (report.memory_peak_bytes is not None) == has_memory
+    assert (report.oom_kills is not None) == has_oom
+    assert report.cpu_seconds is None or 0.2 <= report.cpu_seconds < 60
+    assert report.memory_peak_bytes is None or report.memory_peak_bytes > 1 << 20
+
+
+V2 = {
+    "cpu.stat": "usage_usec {cpu_us}\nuser_usec 5\nsystem_usec 7\n",
+    "memory.events": "low 0\nhigh 9\nmax 9\noom 9\noom_group_kill 9\noom_kill {oom}\n",
+    "memory.peak": "123456\n",
+}
+V1 = {
+    "cpuacct/cpuacct.usage": "{cpu_us}000\n",
+    "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill {oom}\n",
+    "memory/memory.max_usage_in_bytes": "123456\n",
+}
+V1_TOGETHER = {"cpu,cpuacct/cpuacct.usage": "{cpu_us}000\n"}
+
+
+def counters(folder: Path, files: dict[str, str]) -> Report:
+    """What is reported when the files change while the job runs."""
+    root = Path(tempfile.mkdtemp(dir=folder))
+    build(root / "init", extra=(f'-DCGROUP_ROOT="{root}"',))
+    changes = []
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text.format(cpu_us=1_000_000, oom=2))
+        changes.append(f"cat > '{root / name}' <<'END'\n{text.format(cpu_us=3_500_000, oom=5)}END\n")
+    return run(root / "init", describe(sh("".join(changes)))).told
+
+
+@pytest.mark.parametrize("files", [V2, V1], ids=["v2", "v1"])
+def test_counters_of_either_version(folder: Path, files: dict[str, str]) -> None:
+    report = counters(folder, files)
+    assert (report.cpu_seconds, report.memory_peak_bytes, report.oom_kills) == (2.5, 123456, 3)
+
+
+def test_counters_where_cpu_and_accounting_are_mounted_together(folder: Path) -> None:
+    report = counters(folder, V1_TOGETHER)
+    assert (report.cpu_seconds, report.memory_peak_bytes, report.oom_kills) == (2.5, None, None)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "max\n", "usage_usec\n", "usage_usec x\n", "oom_kill", "x" * 9000])
+def test_counters_that_make_no_sense_are_unknown(folder: Path, text: str) -> None:
+    report = counters(folder, dict.fromkeys(V2, text))
+    assert (report.cpu_seconds, report.memory_peak_bytes, report.oom_kills) == (None, None, None)
+
+
+# ---- places
+
+
+def test_places_are_measured_before_the_rest_is_killed(binary: Path, folder: Path) -> None:
+    place = folder / "place"
+    place.mkdir()
+    job = describe(
+        sh(
+            f"mount -t tmpfs -o size=1m,nr_inodes=50 tmpfs {place} && "
+            f"(exec 3>{place}/gone; rm {place}/gone; head -c 700000 /dev/zero >&3; echo held; exec sleep 60) & "
+            "sleep 0.01; kill -0 $! && exit 3"
+        ),
+        places=(str(place), "/nope"),
+    )
+    with Pid1(binary) as init:
+        init.start(job)
+        init.read_until(b"held\n")
+        end = init.finish()
+    (measured,) = end.told.places
+    assert measured.path == str(place)
+    assert (measured.bytes_total, measured.inodes_total) == (1 << 20, 50)
+    assert measured.bytes_free < (1 << 20) - 700_000
+    assert measured.inodes_free < 50
+
+
+def test_a_full_place_is_reported_full(binary: Path, folder: Path) -> None:
+    place = folder / "full"
+    place.mkdir()
+    script = f"mount -t tmpfs -o size=1m tmpfs {place}; head -c 2000000 /dev/zero > {place}/file"
+    (measured,) = run(binary, describe(sh(script), places=(str(place),))).told.places
+    assert measured.bytes_free == 0
+
+
+# ---- the build
+
+
+@pytest.mark.parametrize("machine", [machine for machine in MACHINES if compiler(machine)])
+def test_it_compiles_without_a_warning_and_stays_small(tmp_path: Path, machine: str) -> None:
+    target = tmp_path / "init"
+    build(target, machine=machine, extra=("-Werror", "-Wconversion", "-Wshadow"))
+    assert target.stat().st_size < {"x86_64": 10_000, "aarch64": 70_000}[machine]  # pages may be of 64 KiB there
+    assert os.access(target, os.X_OK)
+    assert platform.machine() in MACHINES
