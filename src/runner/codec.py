@@ -1,7 +1,7 @@
 """Bytes on the wire to values of the domain, and back. The only place that knows the field names of the wire.
 
-Wire format version 1. What comes in is decoded strictly: a message is a whole job or it is `Invalid`, with a reason that
-names the field and says what would be right.
+Wire format version 1. What comes in is decoded strictly: a message is a whole job or it is `Invalid`, with a reason
+that names the field and says what would be right.
 """
 
 import json
@@ -205,19 +205,24 @@ class Envelope:
     traceparent: str | None = None
 
 
-def parse_route(routing_key: str) -> Route | str:
-    """The last three words of a routing key as a route, or a sentence that says what is wrong."""
+def parse_route(routing_key: str) -> Route:
+    """The last three words of a routing key as a route. Raises ValueError that says what is wrong."""
     words = routing_key.split(".")
     if len(words) < 3:  # noqa: PLR2004 - pool, priority, tenant
-        return f"routing key {_quote(routing_key)} is not <pool>.<priority>.<tenant>"
+        raise ValueError(f"routing key {_quote(routing_key)} is not <pool>.<priority>.<tenant>")
     pool, priority, tenant = words[-3:]
-    if not WORD.fullmatch(tenant):
-        return f"tenant {_quote(tenant)} is not a word: letters, digits, dashes, underscores, at most 40"
-    if not WORD.fullmatch(pool):
-        return f"pool {_quote(pool)} is not a word: letters, digits, dashes, underscores, at most 40"
+    for what, word in (("tenant", tenant), ("pool", pool)):
+        if not WORD.fullmatch(word):
+            raise ValueError(f"{what} {_quote(word)} is not a word: a-z, 0-9, dashes, underscores, at most 40")
     if priority not in set(Priority):
-        return f"priority {_quote(priority)} is none; choose from high, normal, low"
+        raise ValueError(f"priority {_quote(priority)} is none; choose from high, normal, low")
     return Route(pool=pool, priority=Priority(priority), tenant=tenant)
+
+
+def tenant_of(routing_key: str) -> str | None:
+    """The tenant that a routing key names, however wrong the rest of it is."""
+    tenant = routing_key.rsplit(".", 1)[-1]
+    return tenant if WORD.fullmatch(tenant) else None
 
 
 def decode_job(body: bytes, envelope: Envelope, now: datetime) -> Job | Invalid:
@@ -229,7 +234,9 @@ def decode_job(body: bytes, envelope: Envelope, now: datetime) -> Job | Invalid:
         code=DeadCode.REJECTED,
         reason="",
         id=fallback or new_id(),
-        route=envelope.route,
+        tenant=envelope.route.tenant,
+        pool=envelope.route.pool,
+        priority=envelope.route.priority,
         published=published,
         reply=reply,
     )
@@ -424,15 +431,15 @@ def format_time(time: datetime | None) -> str | None:
 def encode_event(event: Event) -> bytes:
     """An event's body. Every field is always there, null where it is unknown or has no meaning."""
     submission = event.submission
-    route = submission.route
+    origin = submission.route if isinstance(submission, Job) else submission
     body = {
         "v": VERSION,
         "event": event.kind.value,
         "id": submission.key.id if isinstance(submission, Job) else submission.id,
-        "tenant": route.tenant if route else None,
+        "tenant": origin.tenant,
         "name": submission.name,
-        "pool": route.pool if route else None,
-        "priority": route.priority.value if route else None,
+        "pool": origin.pool,
+        "priority": origin.priority,
         "stack": str(submission.stack) if submission.stack else None,
         "revision": event.stack.revision if event.stack else None,
         "worker": event.worker,

@@ -214,12 +214,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invalid:
-    """A message that is no job. `route` is None when not even the tenant can be told."""
+    """A message that is no job. `tenant` is None when nobody can be told; `pool` and `priority` are as they came."""
 
     code: DeadCode
     reason: str
     id: str
-    route: Route | None
+    tenant: str | None
+    pool: str | None
+    priority: str | None
     published: datetime
     labels: Mapping[str, str] = field(default_factory=dict)
     name: str | None = None

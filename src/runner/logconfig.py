@@ -60,14 +60,14 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without a newline at its end."""
-        line: dict[str, object] = {
+        head: dict[str, object] = {
             "ts": _time(record).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,
         }
         # A field never replaces what stands at the head of the line.
-        line = {**_fields(record), **line} if line.keys() & _fields(record).keys() else {**line, **_fields(record)}
+        line = head | {name: value for name, value in _fields(record).items() if name not in head}
         trace = _trace(self, record)
         if trace:
             line["trace"] = trace

@@ -282,7 +282,7 @@ class Worker:
         """Tell why, and keep the message for whoever is to mend it. Without a tenant there is nobody to tell."""
         submission = delivery.submission
         timeline.attempt = 0
-        if submission.route is not None:
+        if not isinstance(submission, Invalid) or submission.tenant is not None:
             blame = Blame.OPERATOR if operator else Blame.REQUEST
             verdict = Verdict(outcome=Outcome.REJECTED, reason=reason, blame=blame)
             times = Times(published=submission.published, ended=self._outside.now())

@@ -1,0 +1,336 @@
+"""A message that was taken, and its way on: claimed under a lease, passed on, buried, or put back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from runner.adapters.amqp.intake import Ack
+from runner.adapters.amqp.leases import LeaseHold, Leases
+from runner.adapters.amqp.link import BROKER_FAULTS, describe
+from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path
+from runner.adapters.amqp.publisher import Publisher
+from runner.codec import Envelope, decode_job, new_id, parse_route, tenant_of
+from runner.errors import BrokerError
+from runner.job import DeadCode, Invalid, Job, Priority, Route
+from runner.ports import Lease, QueueKey
+
+_POISON_AT = 15
+"""Deliveries of one message after which a worker buries it, before the broker does so without a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passport:
+    """What a job takes along when it is published again: our own headers, and nothing of anybody else's."""
+
+    body: bytes
+    route: Route
+    published: datetime
+    attempts: int = 0
+    lost: int = 0
+    deferrals: int = 0
+    submitted_as: str | None = None
+    reply_to: str | None = None
+    correlation_id: str | None = None
+    traceparent: str | None = None
+
+    def message(self, **more: str | int) -> aio_pika.Message:
+        """A message with this body; `more` are further internal headers by their names in `Header`."""
+        headers: dict[str, str | int] = {
+            Header.ATTEMPT: self.attempts,
+            Header.LOST: self.lost,
+            Header.DEFERRALS: self.deferrals,
+            Header.PUBLISHED: to_milliseconds(self.published),
+        }
+        if self.submitted_as is not None:
+            headers[Header.SUBMITTED_AS] = self.submitted_as
+        if self.traceparent is not None:
+            headers["traceparent"] = self.traceparent
+        return aio_pika.Message(
+            self.body,
+            headers={**headers, **{Header[name.upper()]: value for name, value in more.items()}},
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            message_id=new_id(),
+            reply_to=self.reply_to,
+            correlation_id=self.correlation_id,
+        )
+
+
+def to_milliseconds(time: datetime) -> int:
+    """Unix time in whole milliseconds."""
+    return round(time.timestamp() * 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Where deliveries are made from messages: everything that they need to go on."""
+
+    names: Names
+    publisher: Publisher
+    leases: Leases
+
+    def open(self, message: AbstractIncomingMessage, queue: QueueKey | None, ack: Ack) -> "JobDelivery":
+        """The delivery in a message of a job queue (or of the unrouted or lost ones: `queue` is None)."""
+        now = datetime.now(UTC)
+        internal = self.names.is_internal(message.exchange or "")
+        headers: Mapping[str, object] = message.headers if internal else {}
+        passport, submission = self._read(message, queue, headers, now)
+        return JobDelivery(
+            desk=self, message=message, ack=ack, submission=submission, passport=passport, fresh=not internal
+        )
+
+    def open_unrouted(self, message: AbstractIncomingMessage, ack: Ack) -> "JobDelivery":
+        """The delivery in a message that no job queue took: no job, whatever it says."""
+        now = datetime.now(UTC)
+        return JobDelivery(
+            desk=self,
+            message=message,
+            ack=ack,
+            submission=_unrouted(message, now),
+            passport=None,
+            fresh=True,
+        )
+
+    def _read(
+        self, message: AbstractIncomingMessage, queue: QueueKey | None, headers: Mapping[str, object], now: datetime
+    ) -> tuple[Passport | None, Job | Invalid]:
+        try:
+            route = parse_route(message.routing_key or "")
+            self._check_way(message, route, queue)
+        except ValueError as error:
+            return None, _nobody(str(error), now)
+        envelope = _envelope(message, route, headers)
+        submission = decode_job(message.body, envelope, now)
+        passport = Passport(
+            body=message.body,
+            route=route,
+            published=submission.published,
+            attempts=_count(headers, Header.ATTEMPT),
+            lost=_count(headers, Header.LOST),
+            deferrals=_count(headers, Header.DEFERRALS),
+            submitted_as=submission.key.id if isinstance(submission, Job) else submission.id,
+            reply_to=envelope.reply_to,
+            correlation_id=envelope.correlation_id,
+            traceparent=envelope.traceparent,
+        )
+        if isinstance(submission, Job):
+            return passport, _poisoned(message, submission) or submission
+        return passport, submission
+
+    def _check_way(self, message: AbstractIncomingMessage, route: Route, queue: QueueKey | None) -> None:
+        """A message that came by a way that its sender's permissions do not cover runs as nobody."""
+        exchange = message.exchange or ""
+        if exchange != self.names.submit and not self.names.is_internal(exchange):
+            raise ValueError(f"came through exchange {exchange!r}; jobs are published to {self.names.submit!r}")
+        if queue is None:
+            return
+        same = (route.pool, route.priority) == (queue.pool, queue.priority)
+        if not same or queue.tenant not in (None, route.tenant):
+            raise ValueError(f"routing key {message.routing_key!r} does not belong to queue {self.names.jobs(queue)}")
+
+
+@dataclass(slots=True, kw_only=True)
+class JobDelivery:
+    """The port `Delivery`. `passport` is None for what belongs to nobody and can only be buried."""
+
+    desk: Desk
+    message: AbstractIncomingMessage
+    ack: Ack
+    submission: Job | Invalid
+    passport: Passport | None
+    fresh: bool
+    vanished: str | None = None
+
+    @property
+    def number(self) -> int:
+        """The attempt that the next start would be."""
+        return self._passport.attempts + 1
+
+    @property
+    def lost(self) -> int:
+        """How often the platform lost the job."""
+        return self._passport.lost
+
+    @property
+    def deferrals(self) -> int:
+        """How often the job was passed on in a row."""
+        return self._passport.deferrals
+
+    @property
+    def _passport(self) -> Passport:
+        if self.passport is None:
+            raise AssertionError("a message of nobody was treated as a job")
+        return self.passport
+
+    async def claim(self, claim: str) -> Lease:
+        """Take a lease, then ack: from here on the job is ours until the lease expires."""
+        passport = replace(self._passport, attempts=self.number, deferrals=0)
+        hold = await self.desk.leases.acquire(claim, passport.message)
+        try:
+            await self.ack()
+        except BrokerError:
+            # The broker has the delivery back, and somebody will take it: our lease must not run it again.
+            await hold.give_up()
+            raise
+        return JobLease(desk=self.desk, hold=hold, passport=passport)
+
+    async def bury(self, code: DeadCode, reason: str) -> None:
+        """Send the body, byte for byte, to the dead letters, then ack."""
+        letter = aio_pika.Message(
+            self.message.body,
+            headers={
+                DeadHeader.REASON: reason[:4000],
+                DeadHeader.CODE: code.value,
+                DeadHeader.FROM: self.message.routing_key or "",
+            },
+            content_type=self.message.content_type,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            message_id=new_id(),
+            timestamp=datetime.now(UTC),
+        )
+        await self.desk.publisher.publish_surely(self.desk.names.dead, "", letter, mandatory=True)
+        await self.ack()
+
+    async def drop(self) -> None:
+        """Ack."""
+        await self.ack()
+
+    async def defer(self, delay: timedelta) -> None:
+        """Publish the job through the delay levels, then ack."""
+        passport = replace(self._passport, deferrals=self.deferrals + 1)
+        await send_later(self.desk, passport, delay)
+        await self.ack()
+
+    async def release(self) -> None:
+        """Put the message back at its old place; it counts as one more delivery."""
+        try:
+            await self.message.nack(requeue=True)
+        except BROKER_FAULTS as error:
+            raise BrokerError(describe(error)) from error
+
+
+@dataclass(slots=True, kw_only=True)
+class JobLease:
+    """The port `Lease`."""
+
+    desk: Desk
+    hold: LeaseHold
+    passport: Passport
+
+    @property
+    def number(self) -> int:
+        """The attempt that this claim leads to."""
+        return self.passport.attempts
+
+    @property
+    def lost(self) -> int:
+        """How often the platform lost the job before."""
+        return self.passport.lost
+
+    async def settle(self) -> None:
+        """Forget the job."""
+        await self.hold.give_up()
+
+    async def retry(self, delay: timedelta, *, platform: bool) -> None:
+        """Publish the job again, then forget this claim."""
+        passport = replace(self.passport, lost=self.lost + 1) if platform else self.passport
+        await send_later(self.desk, passport, delay)
+        await self.hold.give_up()
+
+    async def defer(self, delay: timedelta) -> None:
+        """Pass the job on: it was not started, so it has its attempt back."""
+        passport = replace(self.passport, attempts=self.number - 1, deferrals=self.passport.deferrals + 1)
+        await send_later(self.desk, passport, delay)
+        await self.hold.give_up()
+
+
+async def send_later(desk: Desk, passport: Passport, delay: timedelta) -> None:
+    """Publish a job so that it arrives after `delay` (whole seconds, rounded up); the broker holds it meanwhile."""
+    seconds = -(-delay // timedelta(seconds=1))
+    path = delay_path(seconds, passport.route)
+    due = to_milliseconds(datetime.now(UTC) + delay)
+    exchange, key = (
+        (desk.names.delay_out, str(passport.route)) if path is None else (desk.names.delay(path[0]), path[1])
+    )
+    message = passport.message(not_before=due)
+    await desk.publisher.publish_surely(exchange, key, message, mandatory=True)
+
+
+def _nobody(reason: str, now: datetime) -> Invalid:
+    return Invalid(
+        code=DeadCode.REJECTED, reason=reason, id=new_id(), tenant=None, pool=None, priority=None, published=now
+    )
+
+
+def _poisoned(message: AbstractIncomingMessage, job: Job) -> Invalid | None:
+    """A message that was delivered again and again brings down whoever takes it."""
+    count = message.headers.get("x-delivery-count")
+    if not isinstance(count, int) or count < _POISON_AT:
+        return None
+    reason = f"was delivered {count} times without anybody getting as far as running it"
+    return refuse(job, DeadCode.DELIVERY_LIMIT, reason)
+
+
+def _unrouted(message: AbstractIncomingMessage, now: datetime) -> Invalid:
+    """What can be told of a job whose routing key no queue is bound with."""
+    key = message.routing_key or ""
+    tenant = tenant_of(key)
+    if tenant is None:
+        return _nobody(f"routing key {key!r} does not end in a tenant", now)
+    pool, priority = ("", "", *key.split("."))[-3:-1]
+    stand_in = Route(pool="unknown", priority=Priority.NORMAL, tenant=tenant)
+    submission = decode_job(message.body, _envelope(message, stand_in, {}), now)
+    try:
+        parse_route(key)
+        reason = f"no worker serves pool {pool!r}; publish to a pool that the operator names"
+    except ValueError as error:
+        reason = str(error)
+    if isinstance(submission, Job):
+        submission = refuse(submission, DeadCode.UNROUTABLE, reason)
+    return replace(submission, code=DeadCode.UNROUTABLE, reason=reason, pool=pool, priority=priority)
+
+
+def refuse(job: Job, code: DeadCode, reason: str) -> Invalid:
+    """A well-formed job that is not to be run all the same."""
+    return Invalid(
+        code=code,
+        reason=reason,
+        id=job.key.id,
+        tenant=job.route.tenant,
+        pool=job.route.pool,
+        priority=job.route.priority,
+        published=job.published,
+        labels=job.labels,
+        name=job.name,
+        stack=str(job.stack),
+        reply=job.reply,
+    )
+
+
+def _envelope(message: AbstractIncomingMessage, route: Route, headers: Mapping[str, object]) -> Envelope:
+    submitted_as = headers.get(Header.SUBMITTED_AS)
+    published = headers.get(Header.PUBLISHED)
+    trace = message.headers.get("traceparent")
+    return Envelope(
+        route=route,
+        message_id=submitted_as if isinstance(submitted_as, str) else message.message_id,
+        published=_from_milliseconds(published) if isinstance(published, int) else message.timestamp,
+        reply_to=message.reply_to,
+        correlation_id=str(message.correlation_id) if message.correlation_id is not None else None,
+        traceparent=trace if isinstance(trace, str) else None,
+    )
+
+
+def _from_milliseconds(value: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(value / 1000, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _count(headers: Mapping[str, object], name: str) -> int:
+    value = headers.get(name)
+    return value if isinstance(value, int) and value >= 0 else 0

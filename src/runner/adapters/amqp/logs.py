@@ -1,0 +1,129 @@
+"""Publishes the jobs' logs, on a connection of their own, and rather loses some than holds anything up.
+
+Each job has its own short line of batches, and the lines take turns, so that one job's flood does not delay the others.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aio_pika
+
+from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.publisher import Publisher
+from runner.codec import encode_batch, new_id
+from runner.errors import BrokerError
+from runner.job import JobKey
+from runner.ports import Batch
+
+_LINE_MOST = 16
+"""How many batches (of 64 KiB of text at most) one job may have waiting."""
+_UNCONFIRMED_MOST = 16
+_AGAIN = 0.2
+
+
+@dataclass(slots=True)
+class _Line:
+    """One job's batches, on their way."""
+
+    waiting: deque[Batch] = field(default_factory=deque)
+    unconfirmed: int = 0
+    lost: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def check(self) -> None:
+        if self.waiting or self.unconfirmed:
+            self.done.clear()
+        else:
+            self.done.set()
+
+
+@dataclass(slots=True, kw_only=True)
+class LogPublisher:
+    """The port `LogSink` on RabbitMQ. `run` does the publishing."""
+
+    names: Names
+    publisher: Publisher
+    dropped: Callable[[int], None]
+    _lines: OrderedDict[str, _Line] = field(default_factory=OrderedDict)
+    _offered: asyncio.Event = field(default_factory=asyncio.Event)
+    _free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UNCONFIRMED_MOST))
+
+    def offer(self, batch: Batch) -> None:
+        """Put the batch into its job's line; when that is full, the batch is dropped and its log is incomplete."""
+        line = self._lines.setdefault(batch.claim, _Line())
+        if len(line.waiting) >= _LINE_MOST:
+            self._drop(line, batch)
+            return
+        line.waiting.append(batch)
+        line.check()
+        self._offered.set()
+
+    async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
+        """Wait until all batches are confirmed. A log that ends without is given up."""
+        line = self._lines.get(claim)
+        if line is None:
+            return True
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                line.check()
+                await line.done.wait()
+        except TimeoutError:
+            for batch in line.waiting:
+                self._drop(line, batch)
+            line.waiting.clear()
+            return False
+        return not line.lost
+
+    def forget(self, claim: str) -> None:
+        """The job is settled; nothing more comes for it."""
+        self._lines.pop(claim, None)
+
+    async def run(self) -> None:
+        """Publish what is offered, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._free.acquire()
+                claim, line = await self._next()
+                batch = line.waiting.popleft()
+                line.unconfirmed += 1
+                self._lines.move_to_end(claim)
+                # Tasks start in the order of their making, so one job's batches are sent in order.
+                tasks.create_task(self._publish(line, batch))
+
+    async def _next(self) -> tuple[str, _Line]:
+        while True:
+            self._offered.clear()
+            for claim, line in self._lines.items():
+                if line.waiting:
+                    return claim, line
+            await self._offered.wait()
+
+    async def _publish(self, line: _Line, batch: Batch) -> None:
+        try:
+            await self._until_confirmed(line, batch)
+        finally:
+            line.unconfirmed -= 1
+            line.check()
+            self._free.release()
+
+    async def _until_confirmed(self, line: _Line, batch: Batch) -> None:
+        key = f"{batch.key.tenant}.{batch.key.id}"
+        message = aio_pika.Message(encode_batch(batch), content_type="application/json", message_id=new_id())
+        route = key if batch.seq is not None else f"{key}.live"
+        while True:
+            try:
+                await self.publisher.publish(self.names.logs, route, message, mandatory=False)
+            except BrokerError:
+                if batch.seq is None or batch.claim not in self._lines:
+                    self._drop(line, batch)
+                    return
+            else:
+                return
+            await asyncio.sleep(_AGAIN)
+
+    def _drop(self, line: _Line, batch: Batch) -> None:
+        if batch.seq is not None:
+            line.lost = True
+        self.dropped(sum(len(text.text) for text in batch.lines))
