@@ -1,8 +1,8 @@
 """Tells the operator what is wrong with a configuration file: a line a fault, with the remedy."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -43,7 +43,10 @@ _REMEDIES = {
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """A line for each fault that `model` found: where, what is wrong, and what would be right."""
-    return [_describe(fault, model) for fault in error.errors(include_url=False)]
+    faults = error.errors(include_url=False)
+    within = {fault["loc"][:-1] for fault in faults}
+    # A list whose only item is wrong counts as empty, too; that would be one fault told twice.
+    return [_describe(fault, model) for fault in faults if fault["type"] != "too_short" or fault["loc"] not in within]
 
 
 def _describe(fault: ErrorDetails, model: type[BaseModel]) -> str:
@@ -69,13 +72,19 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     return f"is unknown; known here are {', '.join(known)}"
 
 
-def _names(model: Any, path: Sequence[str | int]) -> list[str]:
-    """The names that a table of the file may have."""
-    for part in path:
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            # A mapping of tables: whatever the key, the value's type comes last.
-            model = get_args(model)[-1]
-            continue
-        model = next(field.annotation for name, field in model.model_fields.items() if part in (field.alias, name))
-    fields: Mapping[str, Any] = model.model_fields
-    return [field.alias or name for name, field in fields.items()]
+def _names(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The names that the table at `path` may have."""
+    parts = iter(path)
+    for part in parts:
+        kind = next(field.annotation for name, field in model.model_fields.items() if part in (field.alias, name))
+        if get_args(kind):
+            next(parts, None)  # the key or index of one of several tables
+        model = _model_in(kind) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(kind: object) -> type[BaseModel] | None:
+    """The model that a type is made of, such as that of `Mapping[str, Tenant]`."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next(filter(None, map(_model_in, get_args(kind))), None)

@@ -148,8 +148,12 @@ def _masked(urls: tuple[str, ...]) -> list[str]:
 
 
 def _engine_url(value: str) -> str:
-    if urlsplit(value).scheme not in {"unix", "http", "https", "tcp"}:
-        raise ValueError(f"{quoted(value)} is not the address of an engine; write unix:///var/run/docker.sock")
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        parts = urlsplit("")
+    if not (parts.path if parts.scheme == "unix" else parts.scheme in {"http", "tcp"} and parts.hostname):
+        raise ValueError(f"{quoted(value)} is not the address of an engine; write unix:///path or tcp://host:port")
     return value
 
 
@@ -161,7 +165,10 @@ def _range(value: object) -> IPv4Network:
 
 
 def _source(value: str) -> str:
-    parts = urlsplit(value)
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme == "https" and parts.hostname and "@" not in parts.netloc and parts.path.endswith("/"):
         return value
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.endswith("/"):

@@ -1,0 +1,135 @@
+"""The engine's images, as far as stacks need them."""
+
+import asyncio
+import tarfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any, BinaryIO
+
+import aiodocker
+import aiohttp
+
+from runner.errors import EngineError, EngineGone, RunnerError
+
+Say = Callable[[str], None]
+"""Takes a line of progress."""
+
+ANSWER = timedelta(seconds=10)
+"""How long the engine may take to answer what it only has to look up."""
+
+_CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
+
+
+class BuildError(RunnerError):
+    """The stack's operator mends its Dockerfile or its `prepare`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image that the engine has. `id` is `sha256:…`."""
+
+    id: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Images:
+    """Looks up, builds and tags images. Raises `EngineGone` or `EngineError` when the engine does not do its part."""
+
+    def __init__(self, docker: aiodocker.Docker) -> None:
+        self._docker = docker
+
+    async def inspect(self, name: str) -> Image | None:
+        """The image with that tag or id; None if there is none."""
+        try:
+            with _translated("look up an image"):
+                async with asyncio.timeout(ANSWER.total_seconds()):
+                    said = await self._docker.images.inspect(name)
+        except aiodocker.DockerError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise EngineError(f"the engine refused to look up {name}: {error.message}") from error
+        return Image(id=said["Id"], labels=said["Config"].get("Labels") or {})
+
+    async def tag(self, image: str, repository: str, tag: str) -> None:
+        """Give the image a name, which another image loses."""
+        try:
+            with _translated("tag an image"):
+                async with asyncio.timeout(ANSWER.total_seconds()):
+                    await self._docker.images.tag(image, repository, tag=tag)
+        except aiodocker.DockerError as error:
+            raise EngineError(f"the engine refused to tag {repository}:{tag}: {error.message}") from error
+
+    async def build(self, context: BinaryIO, labels: Mapping[str, str], say: Say) -> str:
+        """Build from a tar with a Dockerfile in it; the new image's id. Raises `BuildError` when a step fails."""
+        image = ""
+        try:
+            with _translated("build an image"):
+                steps = self._docker.images.build(
+                    fileobj=context, encoding="identity", labels=labels, forcerm=True, stream=True
+                )
+                async for step in steps:
+                    image = step.get("aux", {}).get("ID", image)
+                    for line in filter(None, step.get("stream", "").splitlines()):
+                        say(line)
+        except aiodocker.DockerError as error:
+            raise BuildError(error.message) from error
+        if not image:
+            # aiodocker takes a connection that broke for the end of the output.
+            raise EngineGone("the connection to the engine broke off while it built")
+        return image
+
+    async def read(self, image: str, path: str, container: str) -> bytes | None:
+        """A file out of the image; None if there is none. `container` names the container that is made to read it."""
+        try:
+            with _translated("read a file of an image"):
+                await self._remove(container)
+                try:
+                    body: dict[str, Any] = {"Image": image, "Cmd": ["none"], "NetworkDisabled": True}
+                    made = await self._docker.containers.create(body, name=container)
+                    return _only_file(await made.get_archive(path))
+                finally:
+                    await self._remove(container)
+        except aiodocker.DockerError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise EngineError(f"the engine refused to read {path} of the image: {error.message}") from error
+
+    async def _remove(self, container: str) -> None:
+        try:
+            await self._docker.containers.container(container).delete(force=True, v=True)
+        except aiodocker.DockerError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+
+
+@asynccontextmanager
+async def open_images(url: str) -> AsyncIterator[Images]:
+    """The images of the engine at `unix://…`, `tcp://…` or `http://…`."""
+    async with aiodocker.Docker(url=url.replace("tcp://", "http://", 1)) as docker:
+        yield Images(docker)
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """Turns what says that the engine is not there into `EngineGone`; its refusals pass."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        if error.status != _CANNOT_CONNECT:
+            raise
+        raise EngineGone(f"no connection to the engine to {doing}: {error.message}") from error
+    except TimeoutError as error:
+        raise EngineGone(f"the engine did not answer in time to {doing}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise EngineGone(f"no connection to the engine to {doing}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"the engine's answer makes no sense, to {doing}: {error!r}") from error
+
+
+def _only_file(archive: tarfile.TarFile) -> bytes | None:
+    member = archive.next()
+    content = archive.extractfile(member) if member else None
+    return content.read() if content else None

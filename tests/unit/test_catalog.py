@@ -1,0 +1,212 @@
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from runner.errors import DeferredError, EngineGone, RejectedError
+from runner.job import StackRef
+from runner.ports import Stacks
+from runner.stacks.catalog import KEPT, Catalog
+from runner.stacks.images import Image
+
+BUILT = Image(
+    id="sha256:" + "a" * 64,
+    labels={"runner.revision": "rev1", "runner.user": "nobody", "runner.uid": "99", "runner.gid": "98"},
+)
+
+
+@dataclass
+class Shelf:
+    """Images by their tag."""
+
+    images: dict[str, Image] = field(default_factory=dict)
+    asked: int = 0
+    gone: bool = False
+
+    async def inspect(self, name: str) -> Image | None:
+        self.asked += 1
+        if self.gone:
+            raise EngineGone("no connection")
+        return self.images.get(name)
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class World:
+    folder: Path
+    shelf: Shelf
+    clock: Clock
+    catalog: Catalog
+
+    def write(self, name: str, text: str = "") -> None:
+        path = self.folder / name / "stack.toml"
+        path.parent.mkdir(exist_ok=True)
+        # A new file each time, so that its state differs however fast the test is.
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
+
+    def built(self, name: str, image: Image = BUILT) -> None:
+        self.shelf.images[f"runner/{name}:current"] = image
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    shelf, clock = Shelf(), Clock()
+    return World(tmp_path, shelf, clock, Catalog(tmp_path, shelf, clock=clock))
+
+
+def ref(name: str = "py", revision: str | None = None) -> StackRef:
+    return StackRef(name=name, revision=revision)
+
+
+async def test_a_stack_is_its_file_and_its_image(world: World) -> None:
+    world.write("py", 'command = ["python"]\nuser = "1000:100"\nenv = {A = "1"}\nlog_flood = "kill"')
+    world.built("py")
+    stacks: Stacks = world.catalog
+    stack = await stacks.resolve(ref())
+    assert (stack.name, stack.revision, stack.image) == ("py", "rev1", BUILT.id)
+    assert (stack.command, stack.uid, stack.gid, stack.env) == (("python",), 1000, 100, {"A": "1"})
+    assert stack.log_flood_kills
+
+
+async def test_a_named_user_has_the_numbers_of_the_image(world: World) -> None:
+    world.write("py", 'user = "nobody"')
+    world.built("py")
+    stack = await world.catalog.resolve(ref())
+    assert (stack.uid, stack.gid) == (99, 98)
+
+
+async def test_a_user_that_the_image_was_not_built_for_needs_a_build(world: World) -> None:
+    world.write("py", 'user = "daemon"')
+    world.built("py")
+    with pytest.raises(DeferredError, match='"daemon" is not known of its image; run: runner stacks build py'):
+        await world.catalog.resolve(ref())
+
+
+async def test_an_image_that_was_tagged_by_hand_has_its_id_for_a_revision(world: World) -> None:
+    world.write("py")
+    world.built("py", Image(id="sha256:" + "b" * 64))
+    assert (await world.catalog.resolve(ref())).revision == "b" * 12
+
+
+@pytest.mark.parametrize("name", ["py", "../py", "Up", ""])
+async def test_a_stack_without_a_file_does_not_exist(world: World, name: str) -> None:
+    world.built(name)
+    with pytest.raises(DeferredError, match="this worker has no stack"):
+        await world.catalog.resolve(ref(name))
+    assert world.shelf.asked == 0
+
+
+async def test_a_pinned_revision_is_refused(world: World) -> None:
+    world.write("py")
+    world.built("py")
+    with pytest.raises(RejectedError, match="pinned"):
+        await world.catalog.resolve(ref("py", "rev1"))
+
+
+async def test_a_stack_whose_image_is_not_built_says_so(world: World) -> None:
+    world.write("py")
+    with pytest.raises(DeferredError, match="not built; run: runner stacks build py"):
+        await world.catalog.resolve(ref())
+    world.built("py")
+    assert (await world.catalog.resolve(ref())).image == BUILT.id
+
+
+async def test_a_runtime_that_the_operator_did_not_allow_is_refused(world: World) -> None:
+    world.write("py", 'runtime = "crun"')
+    world.built("py")
+    with pytest.raises(DeferredError, match="not among"):
+        await world.catalog.resolve(ref())
+
+
+async def test_a_changed_file_counts_at_once(world: World) -> None:
+    world.write("py", 'command = ["one"]')
+    world.built("py")
+    assert (await world.catalog.resolve(ref())).command == ("one",)
+    world.write("py", 'command = ["two"]')
+    assert (await world.catalog.resolve(ref())).command == ("two",)
+
+
+async def test_a_file_that_stays_is_not_read_again(world: World) -> None:
+    world.write("py", 'command = ["one"]')
+    world.built("py")
+    await world.catalog.resolve(ref())
+    path = world.folder / "py/stack.toml"
+    before = path.stat()
+    path.write_text('command = ["two"]')
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (await world.catalog.resolve(ref())).command == ("one",)
+
+
+async def test_a_broken_file_makes_its_stack_unavailable_and_is_logged_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.write("py", "comand = 1")
+    world.write("other")
+    for name in ("py", "other"):
+        world.built(name)
+    with caplog.at_level(logging.ERROR, "runner.stacks.catalog"):
+        for _ in range(3):
+            with pytest.raises(DeferredError, match=r"cannot be used on this worker.*comand: is unknown"):
+                await world.catalog.resolve(ref())
+    assert [record.getMessage() for record in caplog.records] == ["stack file is broken"]
+    assert (await world.catalog.resolve(ref("other"))).name == "other"
+    world.write("py")
+    assert (await world.catalog.resolve(ref())).name == "py"
+
+
+async def test_an_image_is_looked_up_again_after_a_while_or_when_it_was_found_missing(world: World) -> None:
+    world.write("py")
+    world.built("py")
+    for _ in range(3):
+        await world.catalog.resolve(ref())
+    assert world.shelf.asked == 1
+
+    newer = Image(id="sha256:" + "c" * 64)
+    world.built("py", newer)
+    world.clock.now += KEPT.total_seconds()
+    assert (await world.catalog.resolve(ref())).image == newer.id
+
+    world.built("py", BUILT)
+    assert (await world.catalog.resolve(ref())).image == newer.id
+    world.catalog.invalidate("py")
+    assert (await world.catalog.resolve(ref())).image == BUILT.id
+
+
+async def test_an_engine_that_is_away_is_not_the_stacks_fault(world: World) -> None:
+    world.write("py")
+    world.shelf.gone = True
+    with pytest.raises(EngineGone):
+        await world.catalog.resolve(ref())
+
+
+async def test_the_list_has_each_stack_with_its_image_or_its_fault(world: World) -> None:
+    world.write("broken", "x = 1")
+    world.write("fine", 'description = "all good"')
+    world.write("unbuilt", 'description = "later"')
+    world.built("fine")
+    world.built("broken")
+    (world.folder / "README.md").write_text("no stack")
+    (world.folder / "Not-A-Name").mkdir()
+    assert world.catalog.installed() == ["broken", "fine", "unbuilt"]
+    broken, fine, unbuilt = await world.catalog.list()
+    assert broken.stack is None
+    assert "x: is unknown" in (broken.fault or "")
+    assert fine.stack is not None
+    assert (fine.description, fine.fault, fine.stack.image) == ("all good", None, BUILT.id)
+    assert (unbuilt.description, unbuilt.stack) == ("later", None)
+    assert "not built" in (unbuilt.fault or "")
+
+
+async def test_no_folder_is_no_stacks(tmp_path: Path) -> None:
+    assert Catalog(tmp_path / "none", Shelf()).installed() == []
