@@ -3,21 +3,22 @@ from pathlib import Path
 from secrets import token_hex
 
 import pytest
-from tests.services import Endpoint, build_busybox, shared_broker, shared_engine
+from scripts.devservices.shared import shared_broker, shared_engine
+from tests.services import Endpoint, build_busybox, endpoint
 
 
 @pytest.fixture(scope="session")
 async def broker() -> AsyncIterator[Endpoint]:
     """The broker that all tests share, each in a namespace of its own."""
-    async with shared_broker() as endpoint:
-        yield endpoint
+    async with endpoint("RUNNER_TEST_AMQP_URL", shared_broker()) as shared:
+        yield shared
 
 
 @pytest.fixture(scope="session")
 async def engine() -> AsyncIterator[Endpoint]:
     """The engine that all tests share, each under a worker's name of its own."""
-    async with shared_engine() as endpoint:
-        yield endpoint
+    async with endpoint("RUNNER_TEST_ENGINE_URL", shared_engine()) as shared:
+        yield shared
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import aiodocker
 from scripts.devservices import Broker, Engine
-from scripts.devservices.__main__ import DEV, exclusive
+from scripts.devservices.shared import borrowed
 
-__all__ = ["Broker", "Endpoint", "Engine", "build_busybox", "shared_broker", "shared_engine"]
+__all__ = ["Broker", "Endpoint", "Engine", "build_busybox", "endpoint"]
 
 BUSYBOX_TAG = "runner-tests/busybox:latest"
 
@@ -30,39 +30,13 @@ class Endpoint:
 
 
 @asynccontextmanager
-async def shared_broker() -> AsyncIterator[Endpoint]:
-    """The broker at `RUNNER_TEST_AMQP_URL`, else this working copy's, started for the session unless it runs."""
-    if url := os.environ.get("RUNNER_TEST_AMQP_URL"):
+async def endpoint(variable: str, service: Broker | Engine) -> AsyncIterator[Endpoint]:
+    """The service that the environment names, else this working copy's, started for the session unless it runs."""
+    if url := os.environ.get(variable):
         yield Endpoint(url=url)
         return
-    broker = Broker(DEV / "broker")
-    with exclusive(DEV):
-        ran = broker.process is not None
-        if not ran:
-            broker.erase()
-        await broker.start()
-    try:
-        yield Endpoint(url=broker.url)
-    finally:
-        if not ran:
-            await broker.stop()
-
-
-@asynccontextmanager
-async def shared_engine() -> AsyncIterator[Endpoint]:
-    """The engine at `RUNNER_TEST_ENGINE_URL`, else this working copy's, started for the session unless it runs."""
-    if url := os.environ.get("RUNNER_TEST_ENGINE_URL"):
+    async with borrowed(service) as url:
         yield Endpoint(url=url)
-        return
-    engine = Engine(DEV / "engine")
-    with exclusive(DEV):
-        ran = engine.process is not None
-        await engine.start()
-    try:
-        yield Endpoint(url=engine.url)
-    finally:
-        if not ran:
-            await engine.stop()
 
 
 async def build_busybox(url: str) -> str:

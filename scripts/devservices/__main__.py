@@ -2,37 +2,12 @@
 
 import argparse
 import asyncio
-import fcntl
 import shlex
 import sys
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable
 
 from scripts.devservices import Broker, Engine, ServiceError
-
-DEV = Path(__file__).resolve().parents[2] / ".dev"
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two starts at once would each make their own services."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-async def start(broker: Broker, engine: Engine) -> None:
-    """Start what does not run yet, both at once; a broker that starts is empty."""
-    if broker.process is None:
-        broker.erase()
-    await _both(broker.start(), engine.start())
-
-
-async def stop(broker: Broker, engine: Engine) -> None:
-    """Stop what runs, both at once."""
-    await _both(broker.stop(), engine.stop())
+from scripts.devservices.shared import exclusive, shared_broker, shared_engine, start
 
 
 def environment(broker: Broker, engine: Engine) -> str:
@@ -49,10 +24,10 @@ def status(broker: Broker, engine: Engine) -> int:
     return 0 if broker.process and engine.process else 1
 
 
-async def _both(*steps: Awaitable[None]) -> None:
-    # Not a task group: trouble with one is no reason to leave the other half started or half stopped.
+async def both(*steps: Awaitable[object]) -> None:
+    """Take two steps at once; trouble with one is no reason to leave the other half done."""
     for result in await asyncio.gather(*steps, return_exceptions=True):
-        if result is not None:
+        if isinstance(result, BaseException):
             raise result
 
 
@@ -61,13 +36,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/services", description=__doc__)
     parser.add_argument("command", choices=["start", "stop", "status", "env"])
     command = parser.parse_args().command
-    broker, engine = Broker(DEV / "broker"), Engine(DEV / "engine")
+    broker, engine = shared_broker(), shared_engine()
     try:
         if command == "status":
             return status(broker, engine)
-        if command != "env":
-            with exclusive(DEV):
-                asyncio.run((start if command == "start" else stop)(broker, engine))
+        if command == "start":
+            with exclusive():
+                asyncio.run(both(start(broker), start(engine)))
+        if command == "stop":
+            with exclusive():
+                asyncio.run(both(broker.stop(), engine.stop()))
         if command != "stop":
             print(environment(broker, engine))
     except ServiceError as error:

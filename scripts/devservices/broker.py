@@ -60,8 +60,8 @@ class Broker:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._epmd() is None:
                 self._choose_ports()
-                await self._start_epmd()
-            node = await self._start_node()
+                self._start_epmd()
+            node = self._start_node()
         await self._ready(node, timeout)
 
     async def stop(self) -> None:
@@ -118,13 +118,13 @@ class Broker:
             free = (port for port in (*_PORT_RANGE[first:], *_PORT_RANGE[:first]) if _is_free(port))
             path.write_text(json.dumps(dict(zip(_PORT_NAMES, free, strict=False))))
 
-    async def _start_epmd(self) -> None:
+    def _start_epmd(self) -> None:
         # Our own port mapper: the one that Erlang starts by itself would serve every node of the machine, and stay.
         port = str(self._ports()["epmd"])
         command = [find_program("epmd"), "-address", "127.0.0.1", "-port", port]
-        await launch(command, record=self.folder / "epmd.process", log=self.folder / "epmd.log")
+        launch(command, record=self.folder / "epmd.process", log=self.folder / "epmd.log")
 
-    async def _start_node(self) -> Process:
+    def _start_node(self) -> Process:
         if not _SERVER.exists():
             raise ServiceError("rabbitmq-server is not installed; `make setup` installs what is missing")
         for name in ("home", "data", "log"):
@@ -135,7 +135,7 @@ class Broker:
         (self.folder / "enabled_plugins").write_text("[].\n")
         (self.folder / "rabbitmq-env.conf").write_text("")
         command = [str(_SERVER)]
-        return await launch(
+        return launch(
             command, record=self.folder / "node.process", log=self.folder / "node.log", env=self._environment()
         )
 

@@ -69,7 +69,7 @@ class Engine:
             self.folder.mkdir(parents=True, exist_ok=True)
             _own(self._run_folder)
             if self._containerd() is None:
-                await self._start_containerd()
+                self._start_containerd()
             dockerd = await self._start_dockerd()
         await self._ready(dockerd, timeout)
 
@@ -110,7 +110,7 @@ class Engine:
     def _containerd(self) -> Process | None:
         return Process.read(self.folder / "containerd.process")
 
-    async def _start_containerd(self) -> None:
+    def _start_containerd(self) -> None:
         # Our own: dockerd would share the system's, and with it the names of another engine's containers.
         config = self.folder / "containerd.toml"
         text = _CONTAINERD_CONFIG.format(
@@ -118,13 +118,12 @@ class Engine:
         )
         config.write_text(text)
         command = [find_program("containerd"), "--config", str(config)]
-        await self._launch("containerd", command)
+        self._launch("containerd", command)
 
     async def _start_dockerd(self) -> Process:
         # What a killed dockerd left: its pid may belong to somebody else by now, and it would refuse to start.
         pid_file = self._run_folder / "dockerd.pid"
-        subprocess_rm = as_root("rm", "-f", str(pid_file))
-        await asyncio.to_thread(subprocess.run, subprocess_rm, check=True)
+        await asyncio.to_thread(subprocess.run, as_root("rm", "-f", str(pid_file)), check=True)
         command = [
             *await self._network(),
             *("--host", self.url, "--group", str(os.getgid())),
@@ -134,7 +133,7 @@ class Engine:
             *("--iptables=false", "--ip6tables=false", "--ip-masq=false", "--userland-proxy=false"),
             *self._flags,
         ]
-        return await self._launch("dockerd", command)
+        return self._launch("dockerd", command)
 
     async def _network(self) -> list[str]:
         """The first words of dockerd's command line: on our bridge, or else in a network namespace of its own."""
@@ -148,10 +147,10 @@ class Engine:
             return [find_program("unshare"), "--net", "sh", "-c", script, "sh", dockerd]
         return [dockerd, "--bridge", self._bridge.name]
 
-    async def _launch(self, name: str, command: Sequence[str]) -> Process:
+    def _launch(self, name: str, command: Sequence[str]) -> Process:
         env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"}
         record, log = self.folder / f"{name}.process", self.folder / f"{name}.log"
-        return await launch(command, record=record, log=log, env=env, root=True)
+        return launch(command, record=record, log=log, env=env, root=True)
 
     @property
     def _containerd_socket(self) -> Path:

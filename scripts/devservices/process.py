@@ -105,23 +105,27 @@ class Process:
             os.close(handle)
 
 
-async def launch(
+def launch(
     program: Sequence[str], *, record: Path, log: Path, env: Mapping[str, str] | None = None, root: bool = False
 ) -> Process:
-    """Start a program in a session of its own, its output appended to `log`, and write down who it is."""
+    """Start a program in a session of its own, its output appended to `log`, and write down who it is.
+
+    Blocks for the few milliseconds in which a cancellation would lose the process.
+    """
     command = ["setsid", "--fork", "sh", "-c", _LAUNCH, "sh", str(record), str(log), *program]
     # The pipe closes when the program has replaced the shell: until then there is nothing to read the record for.
-    child = await asyncio.create_subprocess_exec(
-        *(as_root(*command) if root else command),
+    child = subprocess.run(
+        as_root(*command) if root else command,
+        check=False,
         env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    output, _ = await child.communicate()
     process = Process.read(record)
     if process is None:
-        raise ServiceError(f"{program[0]} did not start: {output.decode(errors='replace').strip()}{log_tail(log)}")
+        raise ServiceError(f"{program[0]} did not start: {child.stdout.strip()}{log_tail(log)}")
     return process
 
 

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.connection import make_url
 from aio_pika.exceptions import AMQPConnectionError, ChannelPreconditionFailed
 from scripts.devservices.bridge import Bridge
-from scripts.devservices.process import as_root
+from scripts.devservices.process import Process, as_root
 from tests.services import Broker, Endpoint, Engine, build_busybox
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -63,8 +63,11 @@ async def start_sleeper(docker: aiodocker.Docker, image: str) -> aiodocker.conta
     return container
 
 
-async def pid_of(docker: aiodocker.Docker, name: str) -> int:
-    return int((await (await docker.containers.get(name)).show())["State"]["Pid"])
+async def process_of(docker: aiodocker.Docker, name: str) -> Process:
+    container = await docker.containers.get(name)
+    process = Process.find(int((await container.show())["State"]["Pid"]))
+    assert process is not None
+    return process
 
 
 def output_of(*command: str) -> str:
@@ -108,16 +111,16 @@ async def test_containers_outlive_an_engine_with_live_restore(tmp_path: Path) ->
         image = await build_busybox(engine.url)
         async with aiodocker.Docker(url=engine.url) as docker:
             await start_sleeper(docker, image)
-            pid = await pid_of(docker, "sleeper")
+            sleeper = await process_of(docker, "sleeper")
         await engine.kill()
-        assert Path(f"/proc/{pid}").exists()
+        assert sleeper.alive()
         await engine.start()
         async with aiodocker.Docker(url=engine.url) as docker:
-            assert await pid_of(docker, "sleeper") == pid
+            assert await process_of(docker, "sleeper") == sleeper
         await engine.restart()
         async with aiodocker.Docker(url=engine.url) as docker:
-            assert await pid_of(docker, "sleeper") == pid
-    assert not Path(f"/proc/{pid}").exists()
+            assert await process_of(docker, "sleeper") == sleeper
+    assert not sleeper.alive()
 
 
 async def test_a_paused_engine_hangs_and_goes_on(tmp_path: Path) -> None:
@@ -138,10 +141,10 @@ async def test_stopping_a_killed_engine_leaves_nothing(tmp_path: Path) -> None:
     image = await build_busybox(engine.url)
     async with aiodocker.Docker(url=engine.url) as docker:
         await start_sleeper(docker, image)
-        pid = await pid_of(docker, "sleeper")
+        sleeper = await process_of(docker, "sleeper")
     await engine.kill()
     await engine.stop()
-    assert not Path(f"/proc/{pid}").exists()
+    assert not sleeper.alive()
     assert not engine.socket.parent.exists()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert Bridge(engine.folder).name not in output_of("ip", "link")

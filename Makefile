@@ -1,0 +1,35 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup lint check test services stop demo clean
+BIN := .venv/bin
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+setup: ## Install what is missing: system packages, .venv, the project in it
+	@scripts/setup
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+check: lint ## Format, lint, layers, types, unit tests: in seconds, without services
+	$(BIN)/pytest tests/unit
+
+test: lint ## What check does, and all other tests with a real broker and a real engine
+	$(BIN)/pytest
+
+services: setup ## Start the private broker and engine; eval "$(make -s services)"
+	@scripts/services start
+
+stop: ## Stop the private broker and engine
+	@scripts/services stop
+
+demo: ## See three jobs go through, from nothing to a result
+	@scripts/demo
+
+clean: ## Stop the private services and delete everything that was made
+	@if [ -x $(BIN)/python ]; then scripts/services stop; fi
+	rm -rf .dev .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist src/runner/init/bin
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
