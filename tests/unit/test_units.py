@@ -105,13 +105,8 @@ def test_a_size_that_was_written_reads_the_same(value: int) -> None:
     assert parse_size(spell_size(Bytes(value))) == value
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_any_json_either_parses_within_the_bounds_or_is_refused(value: object) -> None:
+@given(st.booleans() | st.floats() | st.integers() | st.text() | st.from_regex(r"[0-9]{1,25}[smhdkgt]", fullmatch=True))
+def test_any_value_either_parses_within_the_bounds_or_is_refused(value: object) -> None:
     with contextlib.suppress(ValueError):
         assert timedelta(0) <= parse_duration(value) <= DURATION_MAX
     with contextlib.suppress(ValueError):
