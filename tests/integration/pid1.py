@@ -26,6 +26,8 @@ _AS_USER = () if IS_ROOT else ("--user", "--map-root-user")
 _NAMESPACE = ("unshare", *_AS_USER, "--pid", "--fork", "--mount-proc", "--kill-child")
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 """Words before the init's: it and the job lack every capability, as in a container."""
+AS_NOBODY = (*WITHOUT_CAPABILITIES, *(("--reuid", "65534", "--regid", "65534", "--clear-groups") if IS_ROOT else ()))
+"""And they are not root, where the tests have another user to be."""
 
 
 def sh(script: str) -> tuple[str, ...]:
