@@ -12,7 +12,7 @@ import pytest
 from aio_pika.connection import make_url
 from aio_pika.exceptions import AMQPConnectionError, ChannelPreconditionFailed
 from scripts.devservices.bridge import Bridge
-from scripts.devservices.process import Process, as_root
+from scripts.devservices.process import Process, ServiceError, as_root
 from tests.services import Broker, Endpoint, Engine, build_busybox
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -179,3 +179,17 @@ def rules() -> list[str]:
     """All rules and chains, without counters."""
     lines = [line for table in ("nat", "filter") for line in output_of("iptables-save", "-t", table).splitlines()]
     return [line.partition(" [")[0] for line in lines if not line.startswith("#")]
+
+
+async def test_an_engine_that_gets_no_bridge_runs_in_a_closed_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Bridge) -> None:
+        raise ServiceError("not permitted")
+
+    monkeypatch.setattr(Bridge, "add", refuse)
+    async with Engine(tmp_path / "engine") as engine:
+        image = await build_busybox(engine.url)
+        code, output = await run_in(engine.url, image, "ip", "route")
+    assert code == 0
+    assert "eth0" in output
