@@ -1,0 +1,126 @@
+"""What operators and their tools read over HTTP: metrics, health, readiness and a page for people."""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from html import escape
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from runner.errors import ConfigError
+
+_REFRESH_SECONDS = 5
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{refresh}"><title>runner</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222; background: #fff }}
+table {{ border-collapse: collapse; margin: 0 0 1em }} h2 {{ font-size: 1em; margin: 1.5em 0 .3em }}
+td, th {{ border-bottom: 1px solid #ddd; padding: .2em 1.2em .2em 0; text-align: left; vertical-align: top }}
+@media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #181818 }} td, th {{ border-color: #444 }} }}
+</style></head><body><h1>runner</h1>
+{body}
+</body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Views:
+    """What is shown, asked for anew with each request. None of these may block.
+
+    `problems` has a sentence for each thing that keeps this worker from taking jobs. `status` has a heading for each
+    part of the page, with facts by name, a list of such facts, or a plain value; None leaves the page out.
+    """
+
+    metrics: Callable[[], bytes]
+    problems: Callable[[], Sequence[str]]
+    status: Callable[[], Mapping[str, object]] | None
+
+
+@asynccontextmanager
+async def serve_http(host: str, port: int, views: Views) -> AsyncIterator[int]:
+    """Answer requests until the block is left; gives the port (chosen by the system where `port` is 0).
+
+    Raises `ConfigError` when the address cannot be had.
+    """
+    runner = web.AppRunner(_application(views), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await _listen(runner, host, port)
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        raise ConfigError(
+            f"http.port: cannot listen on {host} port {port} ({error.strerror}); choose another port or host"
+        ) from error
+
+
+def _application(views: Views) -> web.Application:
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=views.metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def health(_: web.Request) -> web.Response:
+        # That this is answered is all there is to say: the event loop turns.
+        return web.Response(text="ok\n")
+
+    async def readiness(_: web.Request) -> web.Response:
+        problems = list(views.problems())
+        return web.json_response(problems, status=503 if problems else 200)
+
+    async def page(_: web.Request) -> web.Response:
+        if views.status is None:
+            raise web.HTTPNotFound
+        return web.Response(text=_page(views.status()), content_type="text/html", headers=_HEADERS)
+
+    application = web.Application()
+    application.add_routes(
+        [
+            web.get("/metrics", metrics),
+            web.get("/healthz", health),
+            web.get("/readyz", readiness),
+            web.get("/", page),
+        ]
+    )
+    return application
+
+
+def _page(status: Mapping[str, object]) -> str:
+    parts = [f"<h2>{escape(heading)}</h2>\n{_show(value)}" for heading, value in status.items()]
+    return _PAGE.format(refresh=_REFRESH_SECONDS, body="\n".join(parts))
+
+
+def _show(value: object) -> str:
+    if isinstance(value, Mapping):
+        rows = [f"<tr><th>{escape(str(name))}</th><td>{escape(_text(fact))}</td></tr>" for name, fact in value.items()]
+        return f"<table>{''.join(rows)}</table>"
+    if isinstance(value, Sequence) and value and all(isinstance(row, Mapping) for row in value):
+        return _table(value)
+    return f"<p>{escape(_text(value))}</p>"
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_text(row.get(name)))}</td>" for name in names) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _text(value: object) -> str:
+    if value is None or value in ([], ()):
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)
