@@ -29,6 +29,9 @@ class FakeJournal:
         if record is not None:
             self.over[claim] = (record, self._now(), finished)
 
+    async def is_over(self, claim: str) -> bool:
+        return claim in self.over
+
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         since = self._now() - within
         return any(finished and record.key == key and at >= since for record, at, finished in self.over.values())

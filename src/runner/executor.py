@@ -26,7 +26,7 @@ from runner.job import (
     Verdict,
 )
 from runner.logs import JobLog
-from runner.ports import Container, Engine, LogSink, Observer
+from runner.ports import Container, Engine, Journal, LogSink, Observer
 from runner.timeline import Timeline
 from runner.verdict import judge
 
@@ -56,6 +56,7 @@ class Run:
     claimed: datetime
     engine: Engine
     log_sink: LogSink
+    journal: Journal
     observer: Observer
     timeline: Timeline
     now: Callable[[], datetime]
@@ -104,6 +105,7 @@ class Run:
         async with asyncio.TaskGroup() as tasks:
             watches = [
                 tasks.create_task(self._enforce(container)),
+                tasks.create_task(self._write_down(container)),
                 tasks.create_task(self._watch_progress(container)),
                 tasks.create_task(self._pump_log()),
             ]
@@ -144,6 +146,11 @@ class Run:
             warm=False,
             deadline=container.started + plan.limits.timeout,
         )
+
+    async def _write_down(self, container: Container) -> None:
+        limits = self.attempt.plan.limits
+        deadline = container.started + limits.timeout + limits.grace
+        await self.journal.started(self.attempt.claim, container.id, deadline)
 
     def _output(self, stream: Stream, data: bytes) -> None:
         self._bytes += len(data)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from runner.job import (
     Attempt,
+    Blame,
     Bytes,
     DeadCode,
     EventKind,
@@ -95,6 +96,14 @@ class Lease(Protocol):
         """Pass the job on: not started here, so neither count rises."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vanished:
+    """Where a job was before its worker, or that worker's earlier life, went away."""
+
+    worker: str
+    claim: str
+
+
 class Delivery(Protocol):
     """One message that was taken and is not ours yet. Settled exactly once: by claim, bury, drop, defer or release."""
 
@@ -109,6 +118,14 @@ class Delivery(Protocol):
     @property
     def number(self) -> int:
         """The attempt that the next start would be, from 1."""
+
+    @property
+    def lost(self) -> int:
+        """How often the platform lost the job before."""
+
+    @property
+    def vanished(self) -> Vanished | None:
+        """Whom the job was lost by, if that is how it came here."""
 
     @property
     def deferrals(self) -> int:
@@ -231,6 +248,9 @@ class Journal(Protocol):
     async def ended(self, claim: str, *, finished: bool) -> None:
         """The claim is over. `finished`: the job is, too (its last event was confirmed)."""
 
+    async def is_over(self, claim: str) -> bool:
+        """Whether the claim is known to be over."""
+
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time."""
 
@@ -239,7 +259,14 @@ class Stacks(Protocol):
     """The runtimes that this worker has."""
 
     async def resolve(self, ref: StackRef) -> Stack:
-        """The stack as it is now. Raises `DeferredError` when this worker lacks it, `RejectedError` when nobody may."""
+        """The stack as it is now.
+
+        Raises `DeferredError` when this worker lacks it, `RejectedError` when nobody may use it, `EngineError` when the
+        engine cannot tell.
+        """
+
+    def invalidate(self, name: str) -> None:
+        """The stack's image has turned out to be gone: look it up again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +294,9 @@ class Observer(Protocol):
 
     def cleaned_up(self, stack: str, seconds: float) -> None:
         """An attempt's container and files are gone, `seconds` after its end."""
+
+    def retried(self, blame: Blame) -> None:
+        """A job is to start again; `blame` is why it ended."""
 
     def buried(self, code: DeadCode) -> None:
         """A message went to the dead letters."""

@@ -50,7 +50,7 @@ def deferral(number: int, longest: timedelta) -> timedelta | None:
 
 
 def _deferral(number: int) -> timedelta:
-    return min(_LONGEST_DEFERRAL, _FIRST_DEFERRAL * 2 ** min(number - 1, 6))
+    return min(_LONGEST_DEFERRAL, _FIRST_DEFERRAL * int(2 ** min(number - 1, 6)))
 
 
 def _retries(verdict: Verdict, policy: RetryPolicy) -> bool:

@@ -7,12 +7,12 @@ metrics stay up to the end.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from runner.capacity import Capacity, Claim
-from runner.errors import BrokerError, DeferredError, ImageMissing, RejectedError
+from runner.errors import BrokerError, DeferredError, EngineError, ImageMissing, RejectedError
 from runner.executor import Run
 from runner.job import (
     Attempt,
@@ -101,7 +101,7 @@ class Worker:
         self._held: dict[str, _Held] = {}
         self._cancelled: OrderedDict[JobKey, str] = OrderedDict()
         self._arriving = 0
-        self._paused = False
+        self._pauses: dict[str, str] = {}
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,7 +110,17 @@ class Worker:
     @property
     def taking(self) -> bool:
         """Whether this worker takes jobs when it has room."""
-        return not (self._paused or self._draining)
+        return not (self._pauses or self._draining)
+
+    @property
+    def draining(self) -> bool:
+        """Whether this worker is on its way out."""
+        return self._draining
+
+    @property
+    def pauses(self) -> Mapping[str, str]:
+        """Who keeps this worker from taking jobs, and why."""
+        return self._pauses
 
     @property
     def running(self) -> int:
@@ -155,15 +165,15 @@ class Worker:
             if held.run is not None:
                 held.run.stop(StopReason.SHUTDOWN, at_once=at_once)
 
-    def pause(self) -> None:
-        """Take nothing more; what runs goes on."""
-        self._paused = True
+    def pause(self, who: str, why: str) -> None:
+        """Take nothing more until `who` has resumed; what runs goes on."""
+        self._pauses[who] = why
         self._ask()
 
-    def resume(self) -> None:
-        """Take jobs again."""
-        self._paused = False
-        self._ask()
+    def resume(self, who: str) -> None:
+        """Take jobs again, unless somebody else keeps us from it."""
+        if self._pauses.pop(who, None) is not None:
+            self._ask()
 
     def cancel(self, key: JobKey, reason: str) -> None:
         """End the job if it is here, else when it is next taken here."""
@@ -234,6 +244,8 @@ class Worker:
         try:
             if delivery.fresh and (known or await self._finished_lately(submission.key)):
                 await self._drop_duplicate(delivery, timeline)
+            elif await self._is_lost_for_good(delivery, held, timeline):
+                return
             else:
                 await self._plan_and_run(delivery, held, timeline, arrived)
         finally:
@@ -257,6 +269,22 @@ class Worker:
     async def _finished_lately(self, key: JobKey) -> bool:
         return await self._outside.journal.finished_lately(key, _DUPLICATES_FOR)
 
+    async def _is_lost_for_good(self, delivery: Delivery, held: _Held, timeline: Timeline) -> bool:
+        """Deal with what a vanished worker left: true when there is nothing more to run."""
+        gone = delivery.vanished
+        if gone is None:
+            return False
+        if await self._outside.journal.is_over(gone.claim):
+            await delivery.drop()  # it was settled, and only the broker did not hear of it
+            return True
+        reason = f"worker {gone.worker} went away while it had the job"
+        timeline.tell(EventKind.LOST, reason=reason)
+        if delivery.lost <= self._rules.max_lost:
+            return False
+        reason += f"; this was the {delivery.lost}. time, and worker.max_lost is {self._rules.max_lost}"
+        await self._end_unstarted(delivery, held, timeline, (Outcome.LOST, Blame.PLATFORM, reason))
+        return True
+
     async def _drop_duplicate(self, delivery: Delivery, timeline: Timeline) -> None:
         timeline.tell(EventKind.DUPLICATE, reason="this worker has this job, or finished it in the last 10 minutes")
         await timeline.told()
@@ -272,6 +300,9 @@ class Worker:
             return
         except DeferredError as error:
             await self._defer(delivery, timeline, error.reason)
+            return
+        except EngineError as error:
+            await self._defer(delivery, timeline, f"this worker's engine does not answer: {error}")
             return
         if await self._admitted(held, plan, delivery, timeline, arrived):
             await self._claim_and_run(delivery, held, plan, timeline)
@@ -392,6 +423,7 @@ class Worker:
             claimed=claimed,
             engine=outside.engine,
             log_sink=outside.log_sink,
+            journal=outside.journal,
             observer=outside.observer,
             timeline=timeline,
             now=outside.now,
@@ -401,6 +433,7 @@ class Worker:
         try:
             result = await run.execute()
         except ImageMissing as error:
+            self._outside.stacks.invalidate(run.attempt.plan.stack.name)
             delay = timedelta(seconds=1)
             timeline.tell(EventKind.DEFERRED, reason=str(error), delay=delay)
             await timeline.told()
@@ -421,6 +454,7 @@ class Worker:
             await timeline.told()
             await self._outside.journal.ended(timeline.claim, finished=False)
             await lease.retry(decision.delay, platform=decision.platform)
+            self._outside.observer.retried(verdict.blame)
             return
         timeline.tell(EventKind.FINISHED, result=result)
         await timeline.told()

@@ -97,6 +97,10 @@ class SqliteJournal:
         if now - self._pruned >= _PRUNE_EVERY:
             await self.prune()
 
+    async def is_over(self, claim: str) -> bool:
+        """Whether the claim is known to be over."""
+        return bool(await self._run("SELECT 1 FROM claims WHERE claim = ? AND ended IS NOT NULL", claim))
+
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time (at most `KEPT`)."""
         rows = await self._run(

@@ -15,7 +15,7 @@ from runner.adapters.amqp.publisher import Publisher
 from runner.codec import Envelope, decode_job, new_id, parse_route, tenant_of
 from runner.errors import BrokerError
 from runner.job import DeadCode, Invalid, Job, Priority, Route
-from runner.ports import Lease, QueueKey
+from runner.ports import Lease, QueueKey, Vanished
 
 _POISON_AT = 15
 """Deliveries of one message after which a worker buries it, before the broker does so without a word."""
@@ -43,6 +43,7 @@ class Passport:
             Header.LOST: self.lost,
             Header.DEFERRALS: self.deferrals,
             Header.PUBLISHED: to_milliseconds(self.published),
+            Header.ROUTE: str(self.route),
         }
         if self.submitted_as is not None:
             headers[Header.SUBMITTED_AS] = self.submitted_as
@@ -82,6 +83,15 @@ class Desk:
             desk=self, message=message, ack=ack, submission=submission, passport=passport, fresh=not internal
         )
 
+    def open_lease(self, message: AbstractIncomingMessage, ack: Ack) -> "JobDelivery":
+        """The delivery in a lease that its holder let go of: a job that was lost once more."""
+        delivery = self.open(message, None, ack)
+        if delivery.passport is not None:
+            delivery.passport = replace(delivery.passport, lost=delivery.lost + 1)
+        worker, claim = message.headers.get(Header.WORKER), message.headers.get(Header.CLAIM)
+        delivery.vanished = Vanished(worker=str(worker), claim=str(claim))
+        return delivery
+
     def open_unrouted(self, message: AbstractIncomingMessage, ack: Ack) -> "JobDelivery":
         """The delivery in a message that no job queue took: no job, whatever it says."""
         now = datetime.now(UTC)
@@ -98,7 +108,7 @@ class Desk:
         self, message: AbstractIncomingMessage, queue: QueueKey | None, headers: Mapping[str, object], now: datetime
     ) -> tuple[Passport | None, Job | Invalid]:
         try:
-            route = parse_route(message.routing_key or "")
+            route = parse_route(str(headers.get(Header.ROUTE) or message.routing_key or ""))
             self._check_way(message, route, queue)
         except ValueError as error:
             return None, _nobody(str(error), now)
@@ -142,7 +152,7 @@ class JobDelivery:
     submission: Job | Invalid
     passport: Passport | None
     fresh: bool
-    vanished: str | None = None
+    vanished: Vanished | None = None
 
     @property
     def number(self) -> int:
@@ -245,6 +255,18 @@ class JobLease:
         passport = replace(self.passport, attempts=self.number - 1, deferrals=self.passport.deferrals + 1)
         await send_later(self.desk, passport, delay)
         await self.hold.give_up()
+
+
+def plain_ack(message: AbstractIncomingMessage) -> Ack:
+    """The ack of a message that did not come from a job queue."""
+
+    async def ack() -> None:
+        try:
+            await message.ack()
+        except BROKER_FAULTS as error:
+            raise BrokerError(f"a delivery could not be acked: {describe(error)}") from error
+
+    return ack
 
 
 async def send_later(desk: Desk, passport: Passport, delay: timedelta) -> None:

@@ -10,7 +10,6 @@ so no time-out of the broker for unacked deliveries ever concerns a running job.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -44,10 +43,6 @@ class LeaseObserver(Protocol):
         """A job of ours is run by another worker now."""
 
 
-Orphan = Callable[[AbstractIncomingMessage], Awaitable[None]]
-"""Takes a lease that came to us and that no running job of ours knows: one of our earlier life."""
-
-
 @dataclass(slots=True)
 class LeaseHold:
     """One lease that we hold. `copy` is the newest that has arrived."""
@@ -68,15 +63,19 @@ class LeaseHold:
 
 @dataclass(slots=True, kw_only=True)
 class Leases:
-    """All leases of this worker. `use` is a user of the consume link, `renew` a task beside it."""
+    """All leases of this worker. `use` is a user of the consume link, `renew` a task beside it.
+
+    `orphans` are leases that came to us and that no running job of ours knows: those of our earlier life.
+    """
 
     names: Names
     worker: str
     lifetime: timedelta
     publisher: Publisher
-    orphan: Orphan
     observer: LeaseObserver
+    orphans: asyncio.Queue[AbstractIncomingMessage] = field(default_factory=asyncio.Queue)
     _holds: dict[str, LeaseHold] = field(default_factory=dict)
+    _orphaned: set[str] = field(default_factory=set)
 
     async def acquire(self, claim: str, make: MakeMessage) -> LeaseHold:
         """Publish the first copy; return when the broker has confirmed it."""
@@ -99,8 +98,10 @@ class Leases:
 
     async def use(self, connection: AbstractConnection) -> None:
         """Receive our copies until the connection ends."""
+        # What we held went back into the queue with the last connection, and comes again.
+        self._orphaned.clear()
         for hold in self._holds.values():
-            hold.copy, hold.held = None, 0  # what we held went back into the queue with the last connection
+            hold.copy, hold.held = None, 0
         async with asyncio.timeout(RPC_TIMEOUT):
             channel = await connection.channel(publisher_confirms=False)
             await self._declare(channel)
@@ -138,7 +139,7 @@ class Leases:
         claim, seq = message.headers.get(Header.CLAIM), message.headers.get(Header.LEASE_SEQ)
         hold = self._holds.get(claim) if isinstance(claim, str) else None
         if hold is None or not isinstance(seq, int):
-            await self.orphan(message)
+            await self._take_orphan(str(claim), message)
             return
         if hold.over:
             await self._ack(message)
@@ -151,6 +152,14 @@ class Leases:
             return
         older, hold.copy, hold.held = hold.copy, message, seq
         await self._ack(older)
+
+    async def _take_orphan(self, claim: str, message: AbstractIncomingMessage) -> None:
+        """One copy of a lease of our earlier life tells all; a second one would run the job twice."""
+        if claim in self._orphaned:
+            await self._ack(message)
+            return
+        self._orphaned.add(claim)
+        self.orphans.put_nowait(message)
 
     async def _ack(self, message: AbstractIncomingMessage | None) -> None:
         if message is None:

@@ -56,7 +56,10 @@ class SessionOver(BrokerError):
 
 @dataclass(slots=True)
 class Link:
-    """A connection in one role (`consume`, `publish`, `logs`), kept up."""
+    """A connection in one role (`consume`, `publish`, `logs`), kept up.
+
+    `enter` is awaited on each new connection before its users start.
+    """
 
     urls: Sequence[str]
     name: str
@@ -64,6 +67,7 @@ class Link:
     heartbeat: timedelta
     observer: LinkObserver
     users: Sequence[User]
+    enter: User | None = None
     fault: str | None = None
     since: float | None = None
     _tries: int = field(default=0)
@@ -95,6 +99,8 @@ class Link:
     async def _session(self, url: str) -> None:
         connection = await self._connect(url)
         try:
+            if self.enter is not None:
+                await self.enter(connection)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._until_closed(connection))
                 tasks.create_task(self._probe(connection))

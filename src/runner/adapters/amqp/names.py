@@ -23,6 +23,7 @@ class Header(StrEnum):
     PUBLISHED = "x-published"
     NOT_BEFORE = "x-not-before"
     SUBMITTED_AS = "x-submitted-as"
+    ROUTE = "x-route"
     CLAIM = "x-claim"
     WORKER = "x-worker"
     LEASE_SEQ = "x-lease-seq"

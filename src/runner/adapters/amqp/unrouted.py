@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
-from runner.adapters.amqp.delivery import Desk
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, SessionOver, describe, until_closed
+from runner.adapters.amqp.delivery import Desk, plain_ack
+from runner.adapters.amqp.link import RPC_TIMEOUT, until_closed
 from runner.ports import Delivery
 
 
@@ -28,10 +28,4 @@ class Unrouted:
         await until_closed(channel)
 
     async def _bring(self, message: AbstractIncomingMessage) -> None:
-        async def ack() -> None:
-            try:
-                await message.ack()
-            except BROKER_FAULTS as error:
-                raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
-
-        self.offer(self.desk.open_unrouted(message, ack))
+        self.offer(self.desk.open_unrouted(message, plain_ack(message)))

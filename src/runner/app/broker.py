@@ -1,0 +1,156 @@
+"""The worker's side of the broker: three connections, and what uses each of them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+
+from runner.adapters.amqp import topology
+from runner.adapters.amqp.control import Command, Control
+from runner.adapters.amqp.delivery import Desk, plain_ack
+from runner.adapters.amqp.events import EventPublisher
+from runner.adapters.amqp.frames import tolerate_odd_frames
+from runner.adapters.amqp.intake import JobIntake
+from runner.adapters.amqp.leases import Leases
+from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, Link, describe
+from runner.adapters.amqp.logs import LogPublisher
+from runner.adapters.amqp.namelock import NameLock
+from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.publisher import Publisher
+from runner.adapters.amqp.unrouted import Unrouted
+from runner.adapters.metrics import Metrics
+from runner.errors import ConfigError
+from runner.job import JobKey
+from runner.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_AGAIN = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """What the worker uses of the broker, and the links that carry it."""
+
+    intake: JobIntake
+    events: EventPublisher
+    log_sink: LogPublisher
+    links: tuple[Link, ...]
+
+    def problems(self) -> list[str]:
+        """Why no jobs can be taken from the broker now."""
+        return [
+            f"no {link.role} connection to the broker" + (f": {link.fault}" if link.fault else "")
+            for link in self.links
+            if not link.up
+        ]
+
+
+async def ready_topology(settings: Settings) -> None:
+    """Wait for the broker; declare what is missing, or verify it. Raises `ConfigError` for what differs."""
+    tolerate_odd_frames()
+    names = Names(settings.amqp.namespace)
+    wanted = expected_topology(settings)
+    tries = 0
+    while True:
+        url = settings.amqp.url[tries % len(settings.amqp.url)]
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT * 6):
+                async with await aio_pika.connect(url, timeout=5) as connection:
+                    await _ready(connection, wanted, declare=settings.amqp.declare)
+        except BROKER_FAULTS as error:
+            log.warning("waiting for the broker", extra={"namespace": names.ns, "fault": describe(error)})
+        else:
+            return
+        tries += 1
+        await asyncio.sleep(_AGAIN)
+
+
+async def _ready(connection: AbstractConnection, wanted: topology.Topology, *, declare: bool) -> None:
+    if declare:
+        await topology.apply(connection, wanted)
+        return
+    findings = await topology.check(connection, wanted)
+    if findings.missing or findings.different:
+        raise ConfigError(*findings.missing, *findings.different)
+
+
+def expected_topology(settings: Settings) -> topology.Topology:
+    """What the broker has to have for these settings."""
+    tenants = [name for name, tenant in settings.tenants.items() if tenant.queue]
+    queues = topology.job_queues(settings.worker.pools, tenants)
+    age = settings.amqp.history_max_age
+    max_age = f"{max(1, round(age.total_seconds()))}s" if age is not None else None
+    return topology.describe_topology(Names(settings.amqp.namespace), queues, max_age)
+
+
+@asynccontextmanager
+async def open_broker(
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    commands: Mapping[str, Command],
+    cancel: Callable[[JobKey, str], None],
+) -> AsyncIterator[Broker]:
+    """The broker, connected as long as the context lasts; it need not be there yet."""
+    names, worker = Names(settings.amqp.namespace), settings.worker.name
+    publisher, log_publisher = Publisher(), Publisher()
+    leases = Leases(
+        names=names,
+        worker=worker,
+        lifetime=settings.worker.lease,
+        publisher=publisher,
+        observer=metrics,
+    )
+    desk = Desk(names=names, publisher=publisher, leases=leases)
+    tenants = [name for name, tenant in settings.tenants.items() if tenant.queue]
+    intake = JobIntake(names=names, queues=topology.job_queues(settings.worker.pools, tenants), wrap=desk.open)
+    control = Control(names=names, worker=worker, publisher=publisher, commands=commands, cancel=cancel)
+    logs = LogPublisher(names=names, publisher=log_publisher, dropped=metrics.output_omitted)
+    consume = Link(
+        urls=settings.amqp.url,
+        name=worker,
+        role="consume",
+        heartbeat=settings.amqp.heartbeat,
+        observer=metrics,
+        enter=NameLock(names=names, worker=worker).take,
+        users=(leases.use, control.use, Unrouted(desk=desk, offer=intake.offer).use, intake.use),
+    )
+    links = (
+        consume,
+        _link(settings, metrics, "publish", publisher),
+        _link(settings, metrics, "logs", log_publisher),
+    )
+    events = EventPublisher(names=names, publisher=publisher)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(link.run()) for link in links]
+        running += [
+            tasks.create_task(chore) for chore in (leases.renew(), logs.run(), _take_back(leases, desk, intake))
+        ]
+        try:
+            yield Broker(intake=intake, events=events, log_sink=logs, links=links)
+        finally:
+            for task in running:
+                task.cancel()
+
+
+async def _take_back(leases: Leases, desk: Desk, intake: JobIntake) -> None:
+    """Give the worker the jobs of its earlier life."""
+    while True:
+        message = await leases.orphans.get()
+        intake.offer(desk.open_lease(message, plain_ack(message)))
+
+
+def _link(settings: Settings, metrics: Metrics, role: str, publisher: Publisher) -> Link:
+    return Link(
+        urls=settings.amqp.url,
+        name=settings.worker.name,
+        role=role,
+        heartbeat=settings.amqp.heartbeat,
+        observer=metrics,
+        users=(publisher.use,),
+    )

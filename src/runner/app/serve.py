@@ -1,0 +1,310 @@
+"""The daemon: everything it is made of, in the order of its start, and the way it ends."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from runner import __version__
+from runner.adapters.docker.engine import House, open_engine
+from runner.adapters.docker.health import EngineHealth
+from runner.adapters.http import Views, serve_http
+from runner.adapters.journal import SqliteJournal, open_journal
+from runner.adapters.lock import WorkerLock
+from runner.adapters.metrics import Metrics
+from runner.adapters.systemd import ServiceManager
+from runner.app.broker import Broker, open_broker, ready_topology
+from runner.capacity import Budget, Capacity, Claim
+from runner.codec import new_ordered_id
+from runner.job import JobKey, Json
+from runner.plan import Policy
+from runner.settings import Settings
+from runner.stacks.catalog import Catalog
+from runner.stacks.images import open_images
+from runner.worker import Outside, Rules, Worker
+
+log = logging.getLogger(__name__)
+
+_DISK_EVERY = 5.0
+_LOOK_AGAIN = 0.2
+
+
+async def serve(settings: Settings) -> None:
+    """Run the daemon until a signal has ended it. Raises `ConfigError` for what an operator has to mend."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(WorkerLock(settings.worker.state_dir).hold())
+        journal = await stack.enter_async_context(open_journal(settings.worker.state_dir, _now))
+        images = await stack.enter_async_context(open_images(settings.engine.url))
+        catalog = Catalog(settings.stacks.dir, images, runtimes=settings.engine.runtimes)
+        metrics = _metrics(settings, catalog)
+        house = await stack.enter_async_context(
+            open_engine(
+                url=settings.engine.url,
+                worker=settings.worker.name,
+                state_dir=settings.worker.state_dir,
+                observer=metrics,
+                start_parallelism=settings.engine.start_parallelism,
+            )
+        )
+        daemon = Daemon(settings=settings, journal=journal, catalog=catalog, metrics=metrics, house=house)
+        await daemon.run()
+
+
+@dataclass(slots=True, kw_only=True)
+class Daemon:
+    """The parts of the daemon that outlive any connection."""
+
+    settings: Settings
+    journal: SqliteJournal
+    catalog: Catalog
+    metrics: Metrics
+    house: House
+    worker: Worker | None = None
+    broker: Broker | None = None
+    health: EngineHealth | None = None
+
+    async def run(self) -> None:
+        """From the first answer on /healthz to the last settled job."""
+        manager, http = ServiceManager(), self.settings.http
+        views = Views(metrics=self.metrics.render, problems=self.problems, status=self.status if http.page else None)
+        async with serve_http(http.host, http.port, views), manager.watchdog():
+            with _stop_signals() as stop:
+                await self._until_stopped(stop, manager)
+
+    async def _until_stopped(self, stop: "Stop", manager: ServiceManager) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(self._work(stop, manager))
+            early = tasks.create_task(self._leave_early(stop, working))
+            await working
+            early.cancel()
+
+    async def _leave_early(self, stop: "Stop", working: asyncio.Task[None]) -> None:
+        """Before there is a worker, a signal needs no drain."""
+        await stop.first.wait()
+        if self.worker is None:
+            working.cancel()
+
+    async def _work(self, stop: "Stop", manager: ServiceManager) -> None:
+        try:
+            await ready_topology(self.settings)
+            await self.house.sweep.at_start()
+            await self._serve(stop, manager)
+        except asyncio.CancelledError:
+            if not stop.first.is_set():
+                raise
+
+    async def _serve(self, stop: "Stop", manager: ServiceManager) -> None:
+        """Take and run jobs until the signal, then drain."""
+        commands = {
+            "drain": self._drain,
+            "pause": self._pause,
+            "resume": self._resume,
+            "ping": self._ping,
+        }
+        async with (
+            open_broker(self.settings, self.metrics, commands=commands, cancel=self._cancel) as self.broker,
+            asyncio.TaskGroup() as tasks,
+        ):
+            self.worker = worker = self._make_worker(self.broker)
+            health = self.health = EngineHealth(client=self.house.client, changed=self._engine_changed)
+            await health.look()
+            chores = [
+                tasks.create_task(chore)
+                for chore in (
+                    health.run(),
+                    self.house.sweep.run(),
+                    self._watch_disk(),
+                    self._watch_queues(),
+                    self._leave(stop, manager, worker),
+                    self._announce(manager),
+                )
+            ]
+            await worker.run()
+            for chore in chores:
+                chore.cancel()
+
+    async def _leave(self, stop: "Stop", manager: ServiceManager, worker: Worker) -> None:
+        """The first signal drains; the second one ends the jobs at once."""
+        await stop.first.wait()
+        manager.stopping()
+        async with asyncio.TaskGroup() as tasks:
+            hurry = tasks.create_task(_hurry(stop, worker))
+            await worker.drain()
+            hurry.cancel()
+
+    async def _announce(self, manager: ServiceManager) -> None:
+        """Tell the service manager when jobs can be taken for the first time."""
+        while self.problems():
+            manager.status("; ".join(self.problems()))
+            await asyncio.sleep(_LOOK_AGAIN)
+        manager.status("taking jobs")
+        manager.ready()
+
+    def _make_worker(self, broker: Broker) -> Worker:
+        settings = self.settings
+        budget = Budget(
+            total=Claim(millicpus=round(settings.capacity.cpus * 1000), memory=settings.capacity.memory),
+            max_jobs=settings.capacity.max_jobs,
+        )
+        outside = Outside(
+            intake=broker.intake,
+            engine=self.house.engine,
+            events=broker.events,
+            log_sink=broker.log_sink,
+            journal=self.journal,
+            stacks=self.catalog,
+            observer=self.metrics,
+            now=_now,
+            new_claim=_new_claim,
+        )
+        rules = Rules(
+            name=settings.worker.name,
+            policy=_policy(settings),
+            max_lost=settings.worker.max_lost,
+            max_deferred=settings.worker.max_deferred,
+            drain_timeout=settings.worker.drain_timeout,
+        )
+        return Worker(rules, outside, Capacity(budget=budget, typical=Claim.of(settings.limits.default)))
+
+    def problems(self) -> list[str]:
+        """Why no jobs are taken now; empty when they are. A full worker has no problem."""
+        if self.worker is None or self.broker is None:
+            return ["starting: waiting for the broker or the engine"]
+        found = [f"{who}: {why}" for who, why in self.worker.pauses.items()]
+        if self.worker.draining:
+            found.append("draining")
+        return found + self.broker.problems()
+
+    def status(self) -> dict[str, Json]:
+        """What the status page and the answer to `ping` say."""
+        settings, worker = self.settings, self.worker
+        return {
+            "worker": settings.worker.name,
+            "version": __version__,
+            "pools": list(settings.worker.pools),
+            "problems": list(self.problems()),
+            "running": worker.running if worker else 0,
+            "waiting": {str(key): why for key, why in worker.waiting().items()} if worker else {},
+            "stacks": list(self.catalog.installed()),
+            "capacity": {
+                "cpus": settings.capacity.cpus,
+                "memory": settings.capacity.memory,
+                "max_jobs": settings.capacity.max_jobs,
+            },
+        }
+
+    def _engine_changed(self, up: bool, why: str) -> None:  # noqa: FBT001 - the callback's form
+        self.metrics.engine_up(up)
+        if self.worker is None:
+            return
+        if up:
+            self.worker.resume("engine")
+        else:
+            self.worker.pause("engine", f"the container engine does not answer: {why}")
+
+    def _cancel(self, key: JobKey, reason: str) -> None:
+        if self.worker is not None:
+            self.worker.cancel(key, reason)
+
+    async def _drain(self) -> Json:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return self.status()
+
+    async def _pause(self) -> Json:
+        if self.worker is not None:
+            self.worker.pause("operator", "paused by command; runner's resume takes it back")
+        return self.status()
+
+    async def _resume(self) -> Json:
+        if self.worker is not None:
+            self.worker.resume("operator")
+        return self.status()
+
+    async def _ping(self) -> Json:
+        return self.status()
+
+    async def _watch_disk(self) -> NoReturn:
+        """Take nothing while the disk under the state folder is nearly full."""
+        while True:
+            free = _free_bytes(self.settings)
+            if self.worker is not None and free < self.settings.capacity.disk_free:
+                self.worker.pause("disk", f"{free} bytes are free under worker.state_dir, less than capacity.disk_free")
+            elif self.worker is not None:
+                self.worker.resume("disk")
+            await asyncio.sleep(_DISK_EVERY)
+
+    async def _watch_queues(self) -> NoReturn:
+        while True:
+            if self.broker is not None:
+                for queue, depth in self.broker.intake.backlog.items():
+                    self.metrics.queue_depth(self.broker.intake.names.jobs(queue), depth)
+            await asyncio.sleep(1)
+
+
+@dataclass(slots=True)
+class Stop:
+    """The signals that came: the first asks to leave, the second to hurry."""
+
+    first: asyncio.Event
+    second: asyncio.Event
+
+    def asked(self) -> None:
+        """A signal came."""
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Stop]:
+    loop = asyncio.get_running_loop()
+    stop = Stop(asyncio.Event(), asyncio.Event())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.asked)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _hurry(stop: Stop, worker: Worker) -> None:
+    await stop.second.wait()
+    log.warning("ending all jobs at once")
+    worker.stop_all(at_once=True)
+
+
+def _metrics(settings: Settings, catalog: Catalog) -> Metrics:
+    metrics = Metrics(version=__version__, installed=catalog.installed)
+    metrics.capacity(cpus=settings.capacity.cpus, memory=settings.capacity.memory)
+    return metrics
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        default=settings.limits.default,
+        maximum=settings.limits.max,
+        cpus=settings.capacity.cpus,
+        memory=settings.capacity.memory,
+        tenant_stacks={
+            name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
+        },
+    )
+
+
+def _free_bytes(settings: Settings) -> int:
+    stat = os.statvfs(settings.worker.state_dir)
+    return stat.f_bavail * stat.f_frsize
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _new_claim() -> str:
+    return new_ordered_id(_now()).replace("-", "")
