@@ -457,6 +457,7 @@ if os.fork() == 0:
         if os.fork() == 0:
             os._exit(0)
     os._exit(0)
+os.wait()
 while any(name.isdigit() and int(name) > 2 for name in os.listdir("/proc")):
     os.sched_yield()
 print("reaped")
