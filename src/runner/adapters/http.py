@@ -101,7 +101,7 @@ def _page(status: Mapping[str, object]) -> str:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         rows = [f"<tr><th>{escape(str(name))}</th><td>{escape(_text(fact))}</td></tr>" for name, fact in value.items()]
         return f"<table>{''.join(rows)}</table>"
     if isinstance(value, Sequence) and value and all(isinstance(row, Mapping) for row in value):
@@ -119,7 +119,7 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _text(value: object) -> str:
-    if value is None or value in ([], ()):
+    if value is None or value in ([], (), {}):
         return "–"
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
