@@ -205,6 +205,7 @@ class Worker:
     def _admit(self) -> None:
         """Start what fits; a worker that drains starts nothing."""
         if self._draining:
+            self._tell_claims()
             for held in self._held.values():
                 if held.run is None and not held.admitted.done():
                     held.admitted.cancel()
@@ -213,7 +214,12 @@ class Worker:
             held = self._held[claim]
             if not held.admitted.done():
                 held.admitted.set_result(None)
+        self._tell_claims()
         self._ask()
+
+    def _tell_claims(self) -> None:
+        claimed = self._capacity.claimed
+        self._outside.observer.claims(cpus=claimed.millicpus / 1000, memory=claimed.memory)
 
     async def _handle(self, delivery: Delivery) -> None:
         """The job boundary: whatever goes wrong with one job stays with that job."""
