@@ -102,6 +102,13 @@ class Run:
         if container is None:
             return Exit()
         self._begun(container)
+        try:
+            return await self._see_through(container)
+        finally:
+            self.observer.attempt_ended(self.attempt.plan.stack.name)
+
+    async def _see_through(self, container: Container) -> Exit:
+        """Watch over a job that runs until it has ended."""
         async with asyncio.TaskGroup() as tasks:
             watches = [
                 tasks.create_task(self._enforce(container)),
@@ -203,7 +210,7 @@ class Run:
             await self._written.wait()
             self._written.clear()
             while (due := self._log.due) is not None:
-                await asyncio.sleep(max(0.0, due - loop.time()))
+                await self._until(due)
                 for batch in self._log.take(loop.time()):
                     self.log_sink.offer(batch)
 
@@ -213,9 +220,22 @@ class Run:
         give_up = asyncio.get_running_loop().time() + _LOG_CONFIRM
         for number, batch in enumerate(self._log.finish(self.now()), start=1):
             self.log_sink.offer(batch)
+            await asyncio.sleep(0)  # a batch may hold thousands of lines, and others want the loop, too
             if number % _LOG_STRIDE == 0:
                 await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
         return await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
+
+    async def _until(self, due: float) -> None:
+        """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""
+        loop = asyncio.get_running_loop()
+        while (left := due - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._written.wait()
+            except TimeoutError:
+                return
+            self._written.clear()
+            due = min(due, self._log.due or due)
 
     async def _result(self, verdict: Verdict, end: Exit) -> JobResult:
         job = self.attempt.plan.job

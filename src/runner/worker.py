@@ -447,7 +447,6 @@ class Worker:
             await lease.defer(delay)
             self._outside.observer.deferred()
             return
-        self._outside.observer.attempt_ended(run.attempt.plan.stack.name)
         await self._conclude(result, run.attempt, lease, timeline)
 
     async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
