@@ -40,6 +40,22 @@ CGROUP = Path("/sys/fs/cgroup")
 ORPHAN = "setsid sh -c 'trap \"\" TERM HUP INT; {}' & "
 
 
+# Fills standard output to the last byte, without making it non-blocking, and says on standard error how much went in.
+FILL = """
+import os
+fd = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK)
+count = 0
+for size in (4096, 1):
+    try:
+        while True:
+            count += os.write(fd, b"x" * size)
+    except BlockingIOError:
+        pass
+os.write(2, b"%d full\\n" % count)
+os._exit(5)
+"""
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A folder that any user may read, unlike pytest's own."""
@@ -436,12 +452,17 @@ def test_the_job_cannot_kill_the_init(binary: Path, attack: str) -> None:
 
 
 def test_orphans_are_dead_before_the_report(binary: Path) -> None:
-    flood = ORPHAN.format("while :; do echo x; echo x >&2; done")
-    end = run(binary, describe(sh(f"{flood * 4} sleep 0.1; exit 7")))
-    assert end.told.status == 7 << 8
-    # Nothing follows the records: the scanner passes on as the job's own what comes behind them.
+    flood = ORPHAN.format("while :; do echo x; done") * 4
+    with Pid1(binary) as init:
+        init.start(describe((*sh(f'{flood} exec "$@"'), "sh", *python(FILL))))
+        init.read_until(b"full\n", stderr=True)
+        # The pipe is full, so the init cannot end before it is read: what is gone was killed by it.
+        eventually(lambda: not init.job_processes)
+        assert not init.over
+        end = init.finish()
+    assert end.told.status == 5 << 8
+    # Nothing follows the report: the scanner passes on as the job's own what comes behind it.
     assert set(end.stdout) == set(b"x\n")
-    assert set(end.stderr) == set(b"x\n")
 
 
 def test_orphans_that_go_on_forking_are_caught(binary: Path) -> None:
@@ -505,21 +526,6 @@ def test_what_cannot_be_killed_is_not_reported_dead(folder: Path) -> None:
 
 
 # ---- pipes
-
-
-FILL = """
-import os
-fd = os.open("/proc/self/fd/1", os.O_WRONLY | os.O_NONBLOCK)
-count = 0
-for size in (4096, 1):
-    try:
-        while True:
-            count += os.write(fd, b"x" * size)
-    except BlockingIOError:
-        pass
-os.write(2, b"%d full\\n" % count)
-os._exit(5)
-"""
 
 
 @pytest.mark.parametrize("prelude", ["", "import os; os.set_blocking(1, False); os.set_blocking(2, False)"])
@@ -696,18 +702,12 @@ def test_counters_that_make_no_sense_are_unknown(folder: Path, text: str) -> Non
 def test_places_are_measured_before_the_rest_is_killed(binary: Path, folder: Path) -> None:
     place = folder / "place"
     place.mkdir()
-    job = describe(
-        sh(
-            f"mount -t tmpfs -o size=1m,nr_inodes=50 tmpfs {place} && "
-            f"(exec 3>{place}/gone; rm {place}/gone; head -c 700000 /dev/zero >&3; echo held; exec sleep 60) & "
-            "sleep 0.01; kill -0 $! && exit 3"
-        ),
-        places=(str(place), "/nope"),
-    )
-    with Pid1(binary) as init:
-        init.start(job)
-        init.read_until(b"held\n")
-        end = init.finish()
+    script = f"""
+mount -t tmpfs -o size=1m,nr_inodes=50 tmpfs {place}
+(exec 3>{place}/gone; rm {place}/gone; head -c 700000 /dev/zero >&3; : >{place}/ready; exec sleep 60) &
+while [ ! -e {place}/ready ]; do :; done
+"""
+    end = run(binary, describe(sh(script), places=(str(place), "/nope")))
     (measured,) = end.told.places
     assert measured.path == str(place)
     assert (measured.bytes_total, measured.inodes_total) == (1 << 20, 50)

@@ -5,6 +5,7 @@ Standard library only, and no import of this package: the build of the wheel loa
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ FLAGS = (
     "-static",
     "-nostdlib",
     # A fixed address needs no relocation at start; distributions make position-independent code the default.
-    "-no-pie",
     "-fno-pie",
     # These call into, or describe the code to, a runtime that isn't there.
     "-fno-stack-protector",
@@ -40,13 +40,14 @@ class BuildError(Exception):
     """The init cannot be compiled here; the message says what to do."""
 
 
-def compiler(machine: str) -> str | None:
-    """The C compiler that builds for `machine`: `$CC` or the system's for this one, a cross compiler for another."""
+def compiler(machine: str) -> list[str]:
+    """The words of a C compiler for `machine`: `$CC` or the system's for this one, else a cross compiler; or none."""
     if machine == platform.machine():
-        names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+        commands = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     else:
-        names = [f"{machine}-linux-gnu-gcc"]
-    return next((name for name in names if shutil.which(name)), None)
+        commands = [f"{machine}-linux-gnu-gcc"]
+    found = (words for command in commands if (words := shlex.split(command)) and shutil.which(words[0]))
+    return next(found, [])
 
 
 def build(target: Path, *, machine: str | None = None, extra: Sequence[str] = ()) -> None:
@@ -58,12 +59,12 @@ def build(target: Path, *, machine: str | None = None, extra: Sequence[str] = ()
     if machine not in MACHINES:
         raise BuildError(f"the init runs on {' and '.join(MACHINES)}, not on {machine}")
     command = compiler(machine)
-    if command is None:
-        raise BuildError(f"no C compiler for {machine}: install one (Debian, Ubuntu: apt-get install gcc) or set CC")
+    if not command:
+        raise BuildError(f"no C compiler for {machine}: install one (Debian, Ubuntu: apt-get install gcc), or set CC")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        words = [command, *FLAGS, *extra, "-o", str(fresh), str(SOURCE)]
+        words = [*command, *FLAGS, *extra, "-o", str(fresh), str(SOURCE)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BuildError(f"{' '.join(words)}\n{done.stderr}")
