@@ -30,6 +30,6 @@ demo: ## See three jobs go through, from nothing to a result
 	@scripts/demo
 
 clean: ## Stop the private services and delete everything that was made
-	@if [ -x $(BIN)/python ]; then scripts/services stop; fi
-	rm -rf .dev .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist src/runner/init/bin
+	@scripts/services clean
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist src/runner/init/bin
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

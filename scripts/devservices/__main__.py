@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable
 
 from scripts.devservices import Broker, Engine, ServiceError
-from scripts.devservices.shared import exclusive, shared_broker, shared_engine, start
+from scripts.devservices.shared import delete, exclusive, shared_broker, shared_engine, start
 
 
 def environment(broker: Broker, engine: Engine) -> str:
@@ -34,7 +34,7 @@ async def both(*steps: Awaitable[object]) -> None:
 def main() -> int:
     """Do what the first word says."""
     parser = argparse.ArgumentParser(prog="scripts/services", description=__doc__)
-    parser.add_argument("command", choices=["start", "stop", "status", "env"])
+    parser.add_argument("command", choices=["start", "stop", "clean", "status", "env"])
     command = parser.parse_args().command
     broker, engine = shared_broker(), shared_engine()
     try:
@@ -43,10 +43,12 @@ def main() -> int:
         if command == "start":
             with exclusive():
                 asyncio.run(both(start(broker), start(engine)))
-        if command == "stop":
+        if command in {"stop", "clean"}:
             with exclusive():
                 asyncio.run(both(broker.stop(), engine.stop()))
-        if command != "stop":
+        if command == "clean":
+            delete()
+        if command in {"start", "env"}:
             print(environment(broker, engine))
     except ServiceError as error:
         print(f"scripts/services: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -178,9 +179,8 @@ class Engine:
 
     def _remove_rest(self) -> None:
         """Unmount what dead containers left, remove the bridge and the sockets."""
-        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        ours = [mount for mount in mounts if mount.startswith((f"{self.folder}/", f"{self._run_folder}/"))]
-        for mount in reversed(ours):
+        ours = (f"{self.folder}/", f"{self._run_folder}/")
+        for mount in reversed([point for point in _mount_points() if point.startswith(ours)]):
             subprocess.run(as_root("umount", "--lazy", mount), check=False, capture_output=True)
         if Path("/sys/class/net", self._bridge.name).exists():
             self._bridge.remove()
@@ -217,6 +217,12 @@ def _own(folder: Path) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise ServiceError(f"{folder} belongs to somebody else; remove it")
     folder.chmod(0o700)
+
+
+def _mount_points() -> list[str]:
+    """All of them, oldest first. The kernel writes spaces and the like as octal numbers."""
+    words = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word) for word in words]
 
 
 def _processes() -> list[Process]:

@@ -1,12 +1,14 @@
 """The one pair of services that everything in this working copy shares, under `.dev/`."""
 
 import fcntl
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from scripts.devservices.broker import Broker
 from scripts.devservices.engine import Engine
+from scripts.devservices.process import as_root
 
 DEV = Path(__file__).resolve().parents[2] / ".dev"
 
@@ -35,6 +37,11 @@ async def start(service: Broker | Engine) -> None:
     if isinstance(service, Broker) and service.process is None:
         service.erase()
     await service.start()
+
+
+def delete() -> None:
+    """Delete everything that the stopped services keep; images and containers belong to root."""
+    subprocess.run(as_root("rm", "-rf", "--one-file-system", str(DEV)), check=True)
 
 
 @asynccontextmanager
