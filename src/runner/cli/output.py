@@ -1,0 +1,72 @@
+"""What a job tells, on our own standard output and error."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import BinaryIO
+
+import click
+
+from runner.client import Line, LogBatch, Result, Stream, SubmittedJob
+from runner.client.lines import LineReader
+
+
+async def show_log(job: SubmittedJob) -> None:
+    """Write the log as it comes: what the job wrote to stdout to ours, everything else to stderr.
+
+    Only a terminal is shown what the log that is kept may leave out: a file gets the log in its order.
+    """
+    reader = LineReader(live=sys.stdout.isatty())
+    async for batch in job.batches():
+        # Whoever reads us may be slow, and the connection has to live on.
+        await asyncio.to_thread(_write_lines, list(reader.read(batch)))
+
+
+async def show_json(job: SubmittedJob) -> None:
+    """Write events and batches as they were published, an object a line; `finished` comes last."""
+    async with asyncio.TaskGroup() as tasks:
+        logs = tasks.create_task(_show_batches(job))
+        async for event in job.events():
+            if event.finished:
+                await logs
+            await asyncio.to_thread(_write, sys.stdout.buffer, _text(event.body))
+
+
+def tell_end(result: Result) -> None:
+    """Say on stderr what a person has to know beside the log."""
+    if not result.succeeded:
+        click.echo(f"runner: {result.outcome}: {result.reason}", err=True)
+    if not result.logs_complete and result.body["times"]["started"] is not None:
+        click.echo("runner: a part of the log was lost on its way", err=True)
+
+
+async def _show_batches(job: SubmittedJob) -> None:
+    async for batch in job.batches():
+        await asyncio.to_thread(_write, sys.stdout.buffer, _raw(batch))
+
+
+def _raw(batch: LogBatch) -> bytes:
+    return batch.body.encode() + b"\n"
+
+
+def _text(body: object) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _write_lines(lines: Sequence[Line]) -> None:
+    for ours, part in groupby(lines, key=lambda line: line.stream is Stream.OUT):
+        text = "".join(line.text if line.partial else f"{line.text}\n" for line in part)
+        _write(sys.stdout.buffer if ours else sys.stderr.buffer, text.encode(errors="replace"))
+
+
+def _write(stream: BinaryIO, data: bytes) -> None:
+    try:
+        stream.write(data)
+        stream.flush()
+    except BrokenPipeError:
+        # Whoever read us has left. The job goes on, and so do we, for its exit code.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
+            os.dup2(nowhere.fileno(), stream.fileno())

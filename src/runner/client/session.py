@@ -1,0 +1,225 @@
+"""The connection of a client, and what is done over it."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import aio_pika
+import aiormq
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq.abc import DeliveredMessage
+
+from runner.adapters.amqp.connect import connect_once
+from runner.adapters.amqp.link import BROKER_FAULTS, describe
+from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.publisher import Unroutable
+from runner.client.following import Following
+from runner.client.jobs import SubmittedJob
+from runner.client.subscription import Subscription
+from runner.codec import ID, WORD, Envelope, decode_job, new_id, new_ordered_id, parse_route
+from runner.errors import BrokerError, PublishUncertain, RejectedError
+from runner.job import Invalid, JobKey, Priority, Route
+
+_CONFIRM_TIMEOUT = 10.0
+_REASON_MAX = 1024
+_APPLY = "have an operator run: runner topology apply"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job that the broker has taken charge of."""
+
+    id: str
+    tenant: str
+    pool: str
+    priority: Priority
+
+
+class Client:
+    """Submits, follows and cancels jobs over one connection: `async with Client(url) as client: …`.
+
+    `url` is an AMQP address, or several of which the first that answers is used. Not for several threads. A client does
+    not reconnect: when the connection is lost, everything that waits raises `BrokerError`, and a new client is needed.
+    """
+
+    def __init__(self, url: str | Sequence[str], namespace: str = "jobs") -> None:
+        self._urls = [url] if isinstance(url, str) else list(url)
+        self._names = Names(namespace)
+        self._lifetimes = AsyncExitStack()
+        self._connection: AbstractConnection | None = None
+        self._publishing: AbstractChannel | None = None
+        self._subscription: Subscription | None = None
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises `BrokerError` when no broker answers."""
+        async with AsyncExitStack() as stack:
+            self._connection = await stack.enter_async_context(connect_once(self._urls, "runner:client"))
+            self._lifetimes = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._subscription is not None:
+            self._subscription.fail("the client was closed")
+        await self._lifetimes.aclose()
+        self._connection = self._publishing = self._subscription = None
+
+    async def submit(
+        self, *, tenant: str = "default", pool: str = "default", priority: Priority | str = "normal", **fields: Any
+    ) -> SubmittedJob:
+        """Publish a job with these fields (`stack`, `command`, …) and follow it; nothing of it is missed.
+
+        Raises `RejectedError` naming a wrong field, `BrokerError` when the broker did not take the job, and
+        `PublishUncertain` when it may or may not have.
+        """
+        return await self.submit_message(fields, tenant=tenant, pool=pool, priority=priority)
+
+    async def submit_message(
+        self,
+        message: Mapping[str, Any],
+        *,
+        tenant: str = "default",
+        pool: str = "default",
+        priority: Priority | str = "normal",
+        check: bool = True,
+    ) -> SubmittedJob:
+        """The same for a whole message. Without `check` the workers are its only judge."""
+        envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
+        job = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
+        await self._publish_job(envelope, body)
+        return job
+
+    async def enqueue(
+        self,
+        message: Mapping[str, Any],
+        *,
+        tenant: str = "default",
+        pool: str = "default",
+        priority: Priority | str = "normal",
+        check: bool = True,
+    ) -> Submission:
+        """Publish a job without following it. Raises as `submit` does."""
+        envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
+        await self._publish_job(envelope, body)
+        route = envelope.route
+        return Submission(id=envelope.message_id or "", tenant=tenant, pool=route.pool, priority=route.priority)
+
+    async def follow(self, tenant: str, job_id: str) -> SubmittedJob:
+        """Follow a job that is on its way, from now on: what it told before is not told again."""
+        return await self._follow(_key(tenant, job_id), submitted=False)
+
+    async def cancel(self, tenant: str, job_id: str, reason: str = "") -> None:
+        """Have a job stopped, wherever it is. Returns when the broker has the request, not when the job has ended."""
+        key = _key(tenant, job_id)
+        told = reason.encode(errors="replace")[:_REASON_MAX].decode(errors="ignore")
+        body = json.dumps({"reason": told}, ensure_ascii=False).encode()
+        message = _message(body, new_id())
+        await self._publish(self._names.control, self._names.cancel_key(key.tenant, key.id), message)
+
+    async def _follow(self, key: JobKey, *, submitted: bool) -> SubmittedJob:
+        following = Following(key, asyncio.get_running_loop().call_later, submitted=submitted)
+        async with self._turn:
+            if self._subscription is None:
+                subscription = Subscription(self._names)
+                await subscription.open(self._connected())
+                self._subscription = subscription
+            await self._subscription.add(following)
+        return SubmittedJob(following, self.cancel)
+
+    async def _publish_job(self, envelope: Envelope, body: bytes) -> None:
+        message = _message(body, envelope.message_id or "")
+        await self._publish(self._names.submit, str(envelope.route), message)
+
+    async def _publish(self, exchange: str, key: str, message: aio_pika.Message) -> None:
+        """Return when the broker has confirmed the message."""
+        try:
+            channel = await self._publisher()
+            target = await channel.get_exchange(exchange, ensure=False)
+            confirmed = await target.publish(message, key, mandatory=True, timeout=_CONFIRM_TIMEOUT)
+        except asyncio.CancelledError:
+            # The library cancels whoever waits for a confirm when the connection goes; that is not our cancellation.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise PublishUncertain("the connection was lost before the broker confirmed the message") from None
+        except aiormq.exceptions.PublishError as error:
+            raise Unroutable(f"no queue takes {key} from the exchange {exchange}; {_APPLY}") from error
+        except aiormq.exceptions.DeliveryError as error:
+            raise BrokerError(f"the broker refused the message: {describe(error)}") from error
+        except aiormq.exceptions.ChannelNotFoundEntity as error:
+            raise BrokerError(f"the broker has no exchange {exchange}; {_APPLY}") from error
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise BrokerError(f"this user may not publish {key} to {exchange}: {describe(error)}") from error
+        except TimeoutError as error:
+            late = f"the broker did not confirm the message within {_CONFIRM_TIMEOUT:.0f} s"
+            raise PublishUncertain(f"{late}; is it out of memory or disk?") from error
+        except BROKER_FAULTS as error:
+            raise PublishUncertain(describe(error)) from error
+        if isinstance(confirmed, DeliveredMessage):
+            raise Unroutable(f"no queue takes {key} from the exchange {exchange}; {_APPLY}")
+
+    async def _publisher(self) -> AbstractChannel:
+        """The channel to publish on; a refusal closes it, so there may have to be a new one."""
+        async with self._turn:
+            if self._publishing is None or self._publishing.is_closed:
+                connection = self._connected()
+                async with asyncio.timeout(_CONFIRM_TIMEOUT):
+                    self._publishing = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            return self._publishing
+
+    def _connected(self) -> AbstractConnection:
+        if self._connection is None:
+            raise RuntimeError("the client is not connected; use it as: async with Client(url) as client")
+        if self._connection.is_closed:
+            raise BrokerError("the connection to the broker was lost")
+        return self._connection
+
+
+def _prepare(message: Mapping[str, Any], routing_key: str, *, check: bool) -> tuple[Envelope, bytes]:
+    """The message as it is published. Raises `RejectedError` with what a worker would say."""
+    route = parse_route(routing_key)
+    if not isinstance(route, Route):
+        raise RejectedError(route)
+    now = datetime.now(UTC)
+    own = message.get("id")
+    job_id = own if isinstance(own, str) and ID.fullmatch(own) else new_ordered_id(now)
+    envelope = Envelope(route=route, message_id=job_id)
+    body = _encode(message)
+    if check and isinstance(verdict := decode_job(body, envelope, now), Invalid):
+        raise RejectedError(verdict.reason)
+    return envelope, body
+
+
+def _encode(message: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(dict(message), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise RejectedError(f"the message cannot be written as JSON: {error}") from error
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # The judge of the fields names the one that is no text.
+        return json.dumps(dict(message), separators=(",", ":")).encode()
+
+
+def _message(body: bytes, message_id: str) -> aio_pika.Message:
+    return aio_pika.Message(
+        body,
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=message_id,
+        timestamp=datetime.now(UTC),
+    )
+
+
+def _key(tenant: str, job_id: str) -> JobKey:
+    """Whom a request is about; a dot in an id would make it about another. Raises `RejectedError`."""
+    if not WORD.fullmatch(tenant):
+        raise RejectedError(f"tenant {json.dumps(tenant)} is not a word")
+    if not ID.fullmatch(job_id):
+        raise RejectedError(f"id {json.dumps(job_id)} is not 1 to 64 letters, digits, dashes, underscores")
+    return JobKey(tenant=tenant, id=job_id)

@@ -1,0 +1,118 @@
+"""The two queues, of events and of logs, that bring a client what is told about all of the jobs that it follows."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+
+import aiormq
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+
+from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe
+from runner.adapters.amqp.names import Names
+from runner.client.following import Following
+from runner.errors import BrokerError
+
+LOG_QUEUE_BYTES = 64 * 2**20
+"""What the broker keeps for a client that does not read; the oldest is dropped beyond that."""
+_KEY_WORDS = 2
+
+Key = tuple[str, str]
+"""Tenant and id, as they begin each routing key."""
+
+
+class Subscription:
+    """Queues of the client's own, which the broker removes with the connection."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._connection: AbstractConnection | None = None
+        self._binding: AbstractChannel | None = None
+        self._queues: list[tuple[AbstractQueue, str]] = []
+        self._followings: dict[Key, list[Following]] = defaultdict(list)
+
+    async def open(self, connection: AbstractConnection) -> None:
+        """Declare the queues and listen. Raises `BrokerError`."""
+        self._connection = connection
+        connection.close_callbacks.add(self._lost)
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT):
+                channel = await connection.channel(publisher_confirms=False)
+                channel.close_callbacks.add(self._lost)
+                events = await channel.declare_queue(exclusive=True, auto_delete=True)
+                logs = await channel.declare_queue(
+                    exclusive=True,
+                    auto_delete=True,
+                    arguments={"x-max-length-bytes": LOG_QUEUE_BYTES, "x-overflow": "drop-head"},
+                )
+                self._queues = [(events, self._names.events), (logs, self._names.logs)]
+                await events.consume(self._on_event, no_ack=True)
+                await logs.consume(self._on_batch, no_ack=True)
+        except BROKER_FAULTS as error:
+            raise BrokerError(f"this client cannot subscribe: {describe(error)}") from error
+
+    async def add(self, following: Following) -> None:
+        """Return when nothing of the job can be missed any more. Raises `BrokerError`."""
+        await self._forget_ended()
+        key = (following.key.tenant, following.key.id)
+        self._followings[key].append(following)
+        try:
+            channel = await self._binder()
+            for queue, exchange in self._queues:
+                await channel.queue_bind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
+        except BROKER_FAULTS as error:
+            self._followings[key].remove(following)
+            raise BrokerError(f"this client cannot follow {following.key}: {_why(error)}") from error
+
+    def fail(self, reason: str) -> None:
+        """Tell everybody who waits that nothing will come."""
+        for followings in self._followings.values():
+            for following in followings:
+                following.fail(reason)
+
+    async def _forget_ended(self) -> None:
+        """Bindings of jobs that are over go when the next one comes, so that their number stays small."""
+        ended = [key for key, followings in self._followings.items() if all(one.over for one in followings)]
+        try:
+            for key in ended:
+                del self._followings[key]
+                channel = await self._binder()
+                for queue, exchange in self._queues:
+                    await channel.queue_unbind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
+        except BROKER_FAULTS as error:
+            raise BrokerError(f"this client's subscription is broken: {describe(error)}") from error
+
+    async def _binder(self) -> aiormq.abc.AbstractChannel:
+        """The channel for bindings: one of its own, since a refusal closes it, and must not end other jobs' news."""
+        if self._connection is None:
+            raise BrokerError("this client is not subscribed")
+        async with asyncio.timeout(RPC_TIMEOUT):
+            if self._binding is None or self._binding.is_closed:
+                self._binding = await self._connection.channel(publisher_confirms=False)
+            return await self._binding.get_underlay_channel()
+
+    async def _on_event(self, message: AbstractIncomingMessage) -> None:
+        self._give(message, Following.take_event)
+
+    async def _on_batch(self, message: AbstractIncomingMessage) -> None:
+        self._give(message, Following.take_batch)
+
+    def _give(self, message: AbstractIncomingMessage, take: Callable[[Following, bytes], None]) -> None:
+        words = (message.routing_key or "").split(".")
+        if len(words) < _KEY_WORDS:
+            return
+        for following in self._followings.get((words[0], words[1]), ()):
+            take(following, message.body)
+
+    def _lost(self, _: object, error: BaseException | None) -> None:
+        fault = f" ({describe(error)})" if error is not None else ""
+        self.fail(f"the connection to the broker was lost{fault}; the job goes on without being followed")
+
+
+def _pattern(key: Key) -> str:
+    return f"{key[0]}.{key[1]}.#"
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, aiormq.exceptions.ChannelNotFoundEntity):
+        return "the topology is missing; have an operator run: runner topology apply"
+    return describe(error)
