@@ -100,6 +100,10 @@ class Refused(EngineError):
         self.status = status
 
 
+class EngineUnreachable(EngineGone):
+    """No connection could be made, so the engine was not asked."""
+
+
 class EngineClient:
     """What we ask of the engine. Methods raise `EngineGone`, or `EngineError` and its kin, and nothing else."""
 
@@ -235,7 +239,7 @@ class EngineClient:
         try:
             async with asyncio.timeout(limit):
                 return await self._negotiated(request)
-        except (aiodocker.DockerError, aiohttp.ClientError, OSError, ValueError, KeyError) as error:
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
             failure, kind = _translated(operation, error)
             if not (isinstance(failure, Refused) and failure.status in expected):
                 self._observer.call_failed(operation, kind)
@@ -300,7 +304,9 @@ def _translated(operation: Operation, error: Exception) -> tuple[RunnerError, Fa
         case aiohttp.ClientResponseError():
             return EngineGone(f"{operation}: {error}"), FailureKind.FAILED
         case aiodocker.DockerError() | aiohttp.ClientError() | OSError():
-            return EngineGone(f"no connection to the engine for {operation}: {error}"), FailureKind.CONNECTION
+            asked = not isinstance(error.__context__ or error, aiohttp.ClientConnectorError)
+            kind = EngineGone if asked else EngineUnreachable
+            return kind(f"no connection to the engine for {operation}: {error}"), FailureKind.CONNECTION
         case _:
             return EngineError(f"the engine's answer to {operation} makes no sense: {error!r}"), FailureKind.GARBLED
 

@@ -166,7 +166,8 @@ class DockerContainer:
 
     async def _judged(self, state: Mapping[str, Any], *, away: bool) -> Exit:
         end = ending.inspected(state, output=self._folder.output())
-        if away and int(state["ExitCode"]) in _LOST_CODES and not end.oom_kills:
+        unexplained = not self._signalled and not end.oom_kills
+        if away and unexplained and int(state["ExitCode"]) in _LOST_CODES:
             return _lost(end)
         return await self._held(end)
 

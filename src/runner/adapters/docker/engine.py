@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.census import Census
-from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Operation, open_client
+from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnreachable, Operation, open_client
 from runner.adapters.docker.config import Site, create_body
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
@@ -33,12 +33,12 @@ class _Launch:
     """What there may be of a container, from before it exists until nothing is left of it.
 
     `creation` is never cancelled: an engine that was asked makes the container whether or not we listen, and only
-    the answer tells. `uncertain_until` is set where there was none: by then the container is there or never will be.
+    the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
     """
 
     creation: asyncio.Task[str] | None = None
     attachment: Attachment | None = None
-    uncertain_until: float | None = None
+    uncertain: bool = False
 
 
 class DockerEngine:
@@ -76,8 +76,8 @@ class DockerEngine:
                 launch.attachment = None
             container = await self._outcome(launch)
             await self._removal.remove(name, container)
-            if launch.uncertain_until is not None:
-                await asyncio.sleep(launch.uncertain_until - asyncio.get_running_loop().time())
+            if launch.uncertain:
+                await asyncio.sleep(TIME_LIMITS[Operation.CREATE].total_seconds())
                 await self._removal.remove(name)
             await self._remove_files(JobFolder(self._jobs / attempt.claim))
         finally:
@@ -114,11 +114,10 @@ class DockerEngine:
         return creation
 
     async def _create(self, launch: _Launch, name: str, body: dict[str, object]) -> str:
-        latest = asyncio.get_running_loop().time() + TIME_LIMITS[Operation.CREATE].total_seconds()
         try:
             container = await self.client.create(name, body)
-        except EngineGone:
-            launch.uncertain_until = latest
+        except EngineGone as error:
+            launch.uncertain = not isinstance(error, EngineUnreachable)
             raise
         self._census.appeared(name)
         return container
@@ -140,7 +139,7 @@ class DockerEngine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class House:
+class OpenEngine:
     """The engine with what belongs to it: its client for health checks, and its sweep."""
 
     engine: DockerEngine
@@ -151,7 +150,7 @@ class House:
 @asynccontextmanager
 async def open_engine(
     *, url: str, worker: str, state_dir: Path, observer: EngineObserver, start_parallelism: int | None = None
-) -> AsyncIterator[House]:
+) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init."""
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
@@ -172,7 +171,7 @@ async def open_engine(
             known=engine.names,
         )
         try:
-            yield House(engine=engine, client=client, sweep=sweep)
+            yield OpenEngine(engine=engine, client=client, sweep=sweep)
         finally:
             await engine.close()
 
