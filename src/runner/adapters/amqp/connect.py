@@ -31,6 +31,12 @@ async def connect_once(urls: Sequence[str], name: str) -> AsyncIterator[Abstract
         await _close(connection)
 
 
+def server_version(connection: AbstractConnection) -> str:
+    """What the broker calls itself: `RabbitMQ 3.13.7`."""
+    told = connection.transport.connection.server_properties if connection.transport else {}
+    return f"{told.get('product', 'a broker')} {told.get('version', 'of an unknown version')}"
+
+
 async def _connect(urls: Sequence[str], name: str) -> AbstractConnection:
     faults: list[str] = []
     for url in urls:

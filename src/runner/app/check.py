@@ -1,0 +1,135 @@
+"""Whether this machine, the broker and the engine are what a worker needs: one finding after the other."""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from runner import __version__
+from runner.adapters.amqp.connect import connect_once, server_version
+from runner.adapters.docker.client import EngineInfo, open_client
+from runner.adapters.metrics import Metrics
+from runner.app.stacks import list_stacks
+from runner.app.topology import check_topology
+from runner.errors import BrokerError, ConfigError, EngineError
+from runner.init.binary import init_binary
+from runner.settings import Settings
+from runner.stacks.catalog import Listed
+from runner.units import format_size
+
+_TOLD = 3
+
+
+class Remedy(StrEnum):
+    """What kind of thing has to be mended."""
+
+    CONFIG = "config"
+    SERVICE = "service"
+    MACHINE = "machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. `detail` says what is there or, where `remedy` is set, what to do."""
+
+    name: str
+    detail: str
+    remedy: Remedy | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing has to be mended."""
+        return self.remedy is None
+
+
+async def check(settings: Settings) -> AsyncIterator[Finding]:
+    """Look at everything that `serve` needs, changing nothing."""
+    yield Finding(
+        name="configuration", detail=f"worker {settings.worker.name}, pools {', '.join(settings.worker.pools)}"
+    )
+    async for finding in _broker(settings):
+        yield finding
+    async for finding in _engine(settings):
+        yield finding
+    yield _init()
+    yield _state_dir(settings.worker.state_dir)
+    yield _disk(settings)
+
+
+async def _broker(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        async with connect_once(settings.amqp.url, "runner:check") as connection:
+            yield Finding(name="broker", detail=server_version(connection))
+        faults = await check_topology(settings)
+    except BrokerError as error:
+        yield Finding(name="broker", detail=str(error), remedy=Remedy.SERVICE)
+        return
+    missing = all(" is missing; " in fault for fault in faults)
+    if not faults:
+        yield Finding(name="topology", detail=f"stands in the namespace {settings.amqp.namespace}")
+    elif missing and settings.amqp.declare:
+        yield Finding(name="topology", detail=f"{len(faults)} parts are missing; serve makes them")
+    else:
+        more = [f"and {len(faults) - _TOLD} more"] if len(faults) > _TOLD else []
+        yield Finding(name="topology", detail="; ".join([*faults[:_TOLD], *more]), remedy=Remedy.CONFIG)
+
+
+async def _engine(settings: Settings) -> AsyncIterator[Finding]:
+    """The engine, and what only it can tell."""
+    metrics = Metrics(version=__version__, installed=lambda: ())
+    try:
+        async with open_client(settings.engine.url, metrics) as client:
+            info = await client.info()
+        yield _runtimes(settings, info)
+        yield Finding(name="cgroups", detail=f"version {info.cgroup_version}")
+        stacks = [_stack(listed) for listed in await list_stacks(settings)]
+    except EngineError as error:
+        yield Finding(name="engine", detail=f"{error}; is it up, and is engine.url right?", remedy=Remedy.SERVICE)
+        return
+    none = f"there is none in {settings.stacks.dir}; put a folder there for each and run: runner stacks build NAME"
+    for finding in stacks or [Finding(name="stacks", detail=none, remedy=Remedy.CONFIG)]:
+        yield finding
+
+
+def _runtimes(settings: Settings, info: EngineInfo) -> Finding:
+    unknown = [runtime for runtime in settings.engine.runtimes if runtime not in info.runtimes]
+    if unknown:
+        known = ", ".join(sorted(info.runtimes))
+        detail = f"engine.runtimes: the engine does not know {', '.join(unknown)}; it knows {known}"
+        return Finding(name="engine", detail=detail, remedy=Remedy.CONFIG)
+    return Finding(name="engine", detail=f"version {info.version}, {info.cpus} CPUs, {format_size(info.memory)}")
+
+
+def _stack(listed: Listed) -> Finding:
+    name = f"stack {listed.name}"
+    if listed.stack is None:
+        return Finding(name=name, detail=listed.fault or "cannot be used", remedy=Remedy.CONFIG)
+    return Finding(name=name, detail=f"revision {listed.stack.revision}")
+
+
+def _init() -> Finding:
+    try:
+        return Finding(name="init", detail=str(init_binary()))
+    except ConfigError as error:
+        return Finding(name="init", detail=str(error), remedy=Remedy.CONFIG)
+
+
+def _state_dir(folder: Path) -> Finding:
+    """Looked at with our own eyes: whoever calls this should be the daemon's user."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding(name="state_dir", detail=str(folder) if there == folder else f"{folder} will be made")
+    detail = f"worker.state_dir: {there} cannot be written by this user; let the daemon's user own {folder}"
+    return Finding(name="state_dir", detail=detail, remedy=Remedy.CONFIG)
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.worker.state_dir
+    stat = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+    free, wanted = stat.f_bavail * stat.f_frsize, settings.capacity.disk_free
+    detail = f"{format_size(free)} free under worker.state_dir"
+    if free >= wanted:
+        return Finding(name="disk", detail=detail)
+    detail = f"{detail}, less than capacity.disk_free ({format_size(wanted)}): free some, or no job is taken"
+    return Finding(name="disk", detail=detail, remedy=Remedy.MACHINE)
