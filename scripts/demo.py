@@ -137,7 +137,7 @@ async def serving(env: Mapping[str, str], port: int) -> AsyncIterator[None]:
 async def show(env: Mapping[str, str], number: int, example: Example) -> None:
     """Run one job in the foreground and check its exit code."""
     words = ["run", "--stack", "busybox", *example.options, "--", "sh", "-c", example.script]
-    say("")
+    print(file=sys.stderr)
     say(f"{number}. {example.title}")
     say(f"   $ runner run --stack busybox {' '.join([*example.options, ''])}-- sh -c '{example.script}'")
     code = await wait(await spawn(env, *words))
