@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from runner import __version__
-from runner.adapters.docker.engine import House, open_engine
+from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.health import EngineHealth
 from runner.adapters.http import Views, serve_http
 from runner.adapters.journal import SqliteJournal, open_journal
@@ -63,7 +63,7 @@ class Daemon:
     journal: SqliteJournal
     catalog: Catalog
     metrics: Metrics
-    house: House
+    house: OpenEngine
     worker: Worker | None = None
     broker: Broker | None = None
     health: EngineHealth | None = None
