@@ -103,6 +103,10 @@ class Capacity:
         self._recent.append(claim)
         self._waiting.append(_Waiting(name, claim, now, lasts.total_seconds()))
 
+    def adopt(self, name: str, claim: Claim, lasts: timedelta, now: float) -> None:
+        """Count a job that runs already, whether or not there is room for it."""
+        self._running[name] = _Running(claim, now + lasts.total_seconds())
+
     def withdraw(self, name: str) -> None:
         """Take a job out of the queue."""
         self._waiting = [waiting for waiting in self._waiting if waiting.name != name]

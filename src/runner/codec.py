@@ -23,12 +23,15 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
 )
 
 from runner.job import (
+    Choices,
     DeadCode,
+    EventKind,
     Invalid,
     Job,
     JobKey,
@@ -428,7 +431,61 @@ def format_time(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def encode_event(event: Event) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """An event as it goes out: its address, and its body. `message_id` stays the same however often it is sent."""
+
+    key: str
+    message_id: str
+    kind: EventKind
+    tenant: str
+    time: datetime
+    body: str
+    reply: Reply | None = None
+    traceparent: str | None = None
+
+    def to_json(self) -> str:
+        """For keeping."""
+        return _NOTICE.dump_json(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Notice":
+        """As it was kept."""
+        return _NOTICE.validate_json(text)
+
+
+_NOTICE = TypeAdapter(Notice)
+_CHOICES = TypeAdapter(Choices)
+
+
+def encode_choices(choices: Choices) -> str:
+    """For the journal."""
+    return _CHOICES.dump_json(choices).decode()
+
+
+def decode_choices(text: str) -> Choices:
+    """From the journal."""
+    return _CHOICES.validate_json(text)
+
+
+def encode_event(event: Event) -> Notice:
+    """An event as it goes out."""
+    submission = event.submission
+    tenant = submission.route.tenant if isinstance(submission, Job) else submission.tenant
+    job_id = submission.key.id if isinstance(submission, Job) else submission.id
+    return Notice(
+        key=f"{tenant}.{job_id}.{event.kind}",
+        message_id=f"{tenant}/{job_id}/{event.claim}/{event.seq}",
+        kind=event.kind,
+        tenant=str(tenant),
+        time=event.time,
+        body=_event_body(event),
+        reply=submission.reply if event.kind is EventKind.FINISHED else None,
+        traceparent=submission.traceparent if isinstance(submission, Job) else None,
+    )
+
+
+def _event_body(event: Event) -> str:
     """An event's body. Every field is always there, null where it is unknown or has no meaning."""
     submission = event.submission
     origin = submission.route if isinstance(submission, Job) else submission
@@ -458,7 +515,7 @@ def encode_event(event: Event) -> bytes:
         "reason": event.stop.value if event.stop else event.reason,
         **_result(submission, event.result),
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def _result(submission: Job | Invalid, result: JobResult | None) -> dict[str, Json]:

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from runner.errors import EngineError, ImageMissing, StartError
 from runner.job import (
@@ -26,7 +26,7 @@ from runner.job import (
     Verdict,
 )
 from runner.logs import JobLog
-from runner.ports import Container, Engine, Journal, LogSink, Observer
+from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim
 from runner.timeline import Timeline
 from runner.verdict import judge
 
@@ -35,6 +35,7 @@ _LOG_CONFIRM = 5.0
 _LOG_STRIDE = 8
 """How many of the last batches are on their way at once."""
 _PROGRESS_EVERY = 1.0
+_NOTE_EVERY = 1.0
 _KILL_AGAIN = 5.0
 """Seconds between two tries to kill, while the engine does not help."""
 
@@ -50,7 +51,7 @@ class Stop:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """One attempt, from its plan to its result."""
+    """One attempt, from its plan to its result. `earlier` is what an earlier life of the daemon left of it, if any."""
 
     attempt: Attempt
     claimed: datetime
@@ -60,6 +61,7 @@ class Run:
     observer: Observer
     timeline: Timeline
     now: Callable[[], datetime]
+    earlier: OpenClaim | None = None
     _stop: Stop | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,11 +70,18 @@ class Run:
     _started: datetime | None = None
     _ended: datetime | None = None
     _log: JobLog = field(init=False)
+    _logged: LogPosition = field(default_factory=LogPosition)
 
     def __post_init__(self) -> None:
         """Make the log of this attempt."""
         plan = self.attempt.plan
-        self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes)
+        if self.earlier is None:
+            self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes)
+            return
+        self._logged = self.earlier.logged
+        self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes, seq=self._logged.seq)
+        if self.earlier.stop is not None:
+            self.stop(self.earlier.stop, self.earlier.stop_detail)
 
     def stop(self, reason: StopReason, detail: str = "", *, at_once: bool = False) -> None:
         """End the job: SIGTERM, its grace, SIGKILL. `at_once` leaves out the grace, also of an earlier stop."""
@@ -98,7 +107,7 @@ class Run:
         return await self._result(verdict, end)
 
     async def _run(self) -> Exit:
-        container = await self._launch()
+        container = await (self._launch() if self.earlier is None else self._adopt())
         if container is None:
             return Exit()
         self._begun(container)
@@ -115,6 +124,7 @@ class Run:
                 tasks.create_task(self._write_down(container)),
                 tasks.create_task(self._watch_progress(container)),
                 tasks.create_task(self._pump_log()),
+                tasks.create_task(self._note_log()),
             ]
             try:
                 end = await container.wait()
@@ -142,9 +152,15 @@ class Run:
             raise launched
         return launched
 
+    async def _adopt(self) -> Container:
+        return await self.engine.adopt(self.attempt, self._output)
+
     def _begun(self, container: Container) -> None:
         plan = self.attempt.plan
         self._started = container.started
+        if self.earlier is not None and self.earlier.container is not None:
+            self.observer.job_adopted(plan)
+            return
         seconds = (container.started - self.claimed).total_seconds()
         self.observer.job_started(plan, warm=False, seconds=max(0.0, seconds))
         self.timeline.tell(
@@ -171,14 +187,16 @@ class Run:
     async def _enforce(self, container: Container) -> None:
         """End the job when its time is up or somebody asks; the reason is on record before a signal is sent."""
         limits = self.attempt.plan.limits
+        ran = max(timedelta(), self.now() - container.started)
         try:
-            async with asyncio.timeout(limits.timeout.total_seconds()):
+            async with asyncio.timeout((limits.timeout - ran).total_seconds()):
                 await self._stopping.wait()
         except TimeoutError:
             self.stop(StopReason.TIMEOUT)
         stop = self._stop
         if stop is None:
             raise AssertionError("stopping without a reason")
+        await self.journal.stopping(self.attempt.claim, stop.reason, stop.detail)
         self.timeline.tell(EventKind.STOPPING, stop=stop.reason)
         if not self._hurry.is_set():
             await _although_engine_fails(container.terminate)
@@ -212,18 +230,36 @@ class Run:
             while (due := self._log.due) is not None:
                 await self._until(due)
                 for batch in self._log.take(loop.time()):
-                    self.log_sink.offer(batch)
+                    self._offer(batch)
 
     async def _send_rest_of_log(self) -> bool:
         """Offer what is left, a little at a time, so that no memory fills up; false when any of the log was lost."""
         key, claim = self.attempt.plan.job.key, self.attempt.claim
         give_up = asyncio.get_running_loop().time() + _LOG_CONFIRM
         for number, batch in enumerate(self._log.finish(self.now()), start=1):
-            self.log_sink.offer(batch)
+            self._offer(batch)
             await asyncio.sleep(0)  # a batch may hold thousands of lines, and others want the loop, too
             if number % _LOG_STRIDE == 0:
                 await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
         return await self.log_sink.flush(key, claim, give_up - asyncio.get_running_loop().time())
+
+    def _offer(self, batch: Batch) -> None:
+        """Offer a batch, unless our earlier life has offered all of it."""
+        known = self._logged
+        if not batch.end and batch.until_out <= known.out and batch.until_err <= known.err:
+            return
+        if batch.seq is not None:
+            self._logged = LogPosition(out=batch.until_out, err=batch.until_err, seq=batch.seq)
+        self.log_sink.offer(batch)
+
+    async def _note_log(self) -> None:
+        """Keep on record how far the log was offered, so that a later life can go on from there."""
+        noted = self._logged
+        while True:
+            await asyncio.sleep(_NOTE_EVERY)
+            if self._logged != noted:
+                noted = self._logged
+                await self.journal.logged(self.attempt.claim, noted)
 
     async def _until(self, due: float) -> None:
         """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""

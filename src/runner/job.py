@@ -260,6 +260,24 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What a plan adds to its job: enough to go on with the job in another life of the daemon."""
+
+    stack: Stack
+    command: tuple[str, ...]
+    limits: Limits
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Choices":
+        """The choices that were made in a plan."""
+        return cls(stack=plan.stack, command=plan.command, limits=plan.limits)
+
+    def plan(self, job: Job) -> Plan:
+        """The plan again."""
+        return Plan(job=job, stack=self.stack, command=self.command, limits=self.limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One start of one job: what a container is made from."""
 

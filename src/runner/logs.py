@@ -54,11 +54,13 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """Lines, and how many raw bytes of each stream came before them."""
+    """Lines, and how many raw bytes of each stream came before them, and before the next."""
 
     out: int
     err: int
     lines: list[Line]
+    until_out: int
+    until_err: int
 
 
 class _Cutter:
@@ -101,8 +103,9 @@ class _Cutter:
 
     def cut(self) -> _Cut:
         """Take the lines that are whole."""
-        taken = _Cut(*self._start, self._lines)
-        self._start = (self.position(Stream.OUT), self.position(Stream.ERR))
+        until = (self.position(Stream.OUT), self.position(Stream.ERR))
+        taken = _Cut(*self._start, self._lines, *until)
+        self._start = until
         self._lines = []
         return taken
 
@@ -308,13 +311,13 @@ class JobLog:
     """The log of one claim. `at` is the wall time of what is written, `now` a monotonic one in seconds.
 
     Its owner calls `write` for all output, `take` as soon as `due` has come, and at the end `finish` once. Batches are
-    numbered from 1; those to be shown live have no number.
+    numbered from `seq` + 1; those to be shown live have no number.
     """
 
-    def __init__(self, key: JobKey, claim: str, cap: Bytes) -> None:
+    def __init__(self, key: JobKey, claim: str, cap: Bytes, *, seq: int = 0) -> None:
         self._key = key
         self._claim = claim
-        self._seq = 0
+        self._first_seq = self._seq = seq
         self._cap = cap
         self._room = cap // 2
         self._head = _Cutter()
@@ -368,12 +371,12 @@ class JobLog:
         if self._ready:
             return float("-inf")
         if self._head_since is not None:
-            return self._head_since + (BATCH_SECONDS if self._seq else 0)
+            return self._head_since + self._pause()
         return self._live.since + BATCH_SECONDS if self._live.since is not None else None
 
     def take(self, now: float) -> list[Batch]:
         """The batches that are due by `now`, in order."""
-        if self._head_since is not None and self._head_since + (BATCH_SECONDS if self._seq else 0) <= now:
+        if self._head_since is not None and self._head_since + self._pause() <= now:
             self._take_head()
         if self._live.since is not None and self._live.since + BATCH_SECONDS <= now:
             cut = self._live.take()
@@ -415,6 +418,10 @@ class JobLog:
         """The last lines of what `finish` has given, each joined from its parts and cut to `TAIL_TEXT` characters."""
         return self._tail.lines()
 
+    def _pause(self) -> float:
+        """The first batch goes out at once."""
+        return BATCH_SECONDS if self._seq > self._first_seq else 0
+
     def _take_head(self) -> None:
         cut = self._head.flush()
         self._head_since = None
@@ -431,6 +438,8 @@ class JobLog:
             seq=self._seq if numbered else None,
             out=cut.out,
             err=cut.err,
+            until_out=cut.until_out,
+            until_err=cut.until_err,
             lines=cut.lines,
             end=end,
         )

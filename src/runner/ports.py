@@ -12,6 +12,7 @@ from runner.job import (
     Attempt,
     Blame,
     Bytes,
+    Choices,
     DeadCode,
     EventKind,
     Exit,
@@ -66,6 +67,18 @@ class Engine(Protocol):
 
         Raises `StartError` when the engine refuses the configuration, `ImageMissing`, `EngineGone` or `EngineError`.
         Whatever it raises, and when it is cancelled, `discard` has to follow.
+        """
+
+    def keep(self, name: str) -> None:
+        """A container of that name may be adopted: sweeps leave it alone."""
+
+    def drop(self, name: str) -> None:
+        """Nobody will adopt the container: the next sweep removes it."""
+
+    async def adopt(self, attempt: Attempt, on_output: OnOutput) -> Container:
+        """The container that an earlier life launched for the attempt, with all of its output from the beginning.
+
+        Raises `EngineError` when there is none whose job was started. `discard` has to follow, as after `launch`.
         """
 
     async def discard(self, attempt: Attempt) -> None:
@@ -130,6 +143,9 @@ class Delivery(Protocol):
     @property
     def deferrals(self) -> int:
         """How often the job was passed on since it was last taken from its submitter."""
+
+    async def resume(self, claim: str) -> Lease:
+        """Go on under the claim of our earlier life, which this delivery is the lease of."""
 
     async def claim(self, claim: str) -> Lease:
         """Make the job ours: after this no other worker gets it while we live."""
@@ -204,13 +220,18 @@ class Events(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some lines of a job's log, in order. `out` and `err` count each stream's raw bytes before this batch."""
+    """Some lines of a job's log, in order. `out` and `err` count each stream's raw bytes before this batch.
+
+    `until_out` and `until_err` count those before the next one.
+    """
 
     key: JobKey
     claim: str
     seq: int | None
     out: int
     err: int
+    until_out: int = 0
+    until_err: int = 0
     lines: Sequence[Line]
     end: bool = False
 
@@ -234,6 +255,29 @@ class ClaimRecord:
     container_name: str
     attempt: int
     claimed: datetime
+    choices: Choices | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPosition:
+    """How far a job's log was offered: raw bytes of each stream, and the number of the last batch."""
+
+    out: int = 0
+    err: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenClaim:
+    """A claim of an earlier life that did not end with it. Its container may still run."""
+
+    record: ClaimRecord
+    lives: int
+    container: str | None = None
+    deadline: datetime | None = None
+    stop: StopReason | None = None
+    stop_detail: str = ""
+    logged: LogPosition = LogPosition()
 
 
 class Journal(Protocol):
@@ -245,8 +289,20 @@ class Journal(Protocol):
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
         """Write down which container runs the claim, and when the job has to be gone."""
 
-    async def ended(self, claim: str, *, finished: bool) -> None:
-        """The claim is over. `finished`: the job is, too (its last event was confirmed)."""
+    async def stopping(self, claim: str, reason: StopReason, detail: str) -> None:
+        """Write down that we end the job, and why, before any signal is sent."""
+
+    async def logged(self, claim: str, position: LogPosition) -> None:
+        """Write down how far the job's log was offered."""
+
+    async def adopted(self, claim: str) -> None:
+        """A new life goes on with the claim."""
+
+    async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
+        """The claim is over. `finished`: the job is, too; `owed` is its last event, kept until it is `paid`."""
+
+    async def paid(self, claim: str) -> None:
+        """The event that was owed is confirmed."""
 
     async def is_over(self, claim: str) -> bool:
         """Whether the claim is known to be over."""
@@ -285,6 +341,9 @@ class Observer(Protocol):
 
     def job_started(self, plan: Plan, *, warm: bool, seconds: float) -> None:
         """A job's first process runs, `seconds` after its claim."""
+
+    def job_adopted(self, plan: Plan) -> None:
+        """A job that an earlier life of the daemon started runs on under this one."""
 
     def job_ended(self, stack: str | None, outcome: Outcome, phases: Phases) -> None:
         """A job's `finished` was confirmed. `stack` is None for one that is not installed here."""

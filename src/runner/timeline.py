@@ -4,9 +4,24 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
 
 from runner.job import EventKind, Invalid, Job, JobResult, Json, Outcome, Stack, StopReason
 from runner.ports import Event, Events
+
+
+class Details(TypedDict, total=False):
+    """What an event may say beside what all events of a claim say; see `runner.ports.Event`."""
+
+    reason: str | None
+    container: str | None
+    warm: bool | None
+    deadline: datetime | None
+    progress: Json
+    stop: StopReason | None
+    outcome: Outcome | None
+    delay: timedelta | None
+    result: JobResult | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,7 +36,7 @@ class Timeline:
     claim: str
     attempt: int
     stack: Stack | None = None
-    _seq: int = 0
+    seq: int = 0
     _untold: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -29,43 +44,29 @@ class Timeline:
         """The job's id, whatever was submitted."""
         return self.submission.key.id if isinstance(self.submission, Job) else self.submission.id
 
-    def tell(
-        self,
-        kind: EventKind,
-        *,
-        reason: str | None = None,
-        container: str | None = None,
-        warm: bool | None = None,
-        deadline: datetime | None = None,
-        progress: Json = None,
-        stop: StopReason | None = None,
-        outcome: Outcome | None = None,
-        delay: timedelta | None = None,
-        result: JobResult | None = None,
-    ) -> None:
-        """Have the event published, after all that were told before."""
-        self._seq += 1
-        event = Event(
+    def event(self, kind: EventKind, **details: Unpack[Details]) -> Event:
+        """The next event; `send` it, or nobody hears of it."""
+        self.seq += 1
+        return Event(
             kind=kind,
             submission=self.submission,
             worker=self.worker,
             claim=self.claim,
-            seq=self._seq,
+            seq=self.seq,
             attempt=self.attempt,
             time=self.now(),
             stack=self.stack,
-            reason=reason,
-            container=container,
-            warm=warm,
-            deadline=deadline,
-            progress=progress,
-            stop=stop,
-            outcome=outcome,
-            delay=delay,
-            result=result,
+            **details,
         )
+
+    def send(self, event: Event) -> None:
+        """Have the event published, after all that were sent before."""
         # Tasks start in the order of their making, and a channel sends in the order of its callers.
         self._untold.append(self.tasks.create_task(self.events.publish(event)))
+
+    def tell(self, kind: EventKind, **details: Unpack[Details]) -> None:
+        """Make the next event and send it."""
+        self.send(self.event(kind, **details))
 
     async def told(self) -> None:
         """Return when the broker has confirmed every event so far."""

@@ -17,6 +17,7 @@ from runner.executor import Run
 from runner.job import (
     Attempt,
     Blame,
+    Choices,
     DeadCode,
     EventKind,
     Invalid,
@@ -41,6 +42,7 @@ from runner.ports import (
     Lease,
     LogSink,
     Observer,
+    OpenClaim,
     Phases,
     Stacks,
 )
@@ -52,6 +54,8 @@ log = logging.getLogger(__name__)
 
 _DUPLICATES_FOR = timedelta(minutes=10)
 _CANCELS_KEPT = 10_000
+_SEQ_OF_A_LIFE = 1000
+"""Events of a claim that goes on in another life are counted on from the next multiple of this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +98,13 @@ class _Held:
 class Worker:
     """Takes jobs and sees each of them to its end."""
 
-    def __init__(self, rules: Rules, outside: Outside, capacity: Capacity) -> None:
+    def __init__(
+        self, rules: Rules, outside: Outside, capacity: Capacity, adoptable: Mapping[str, OpenClaim] | None = None
+    ) -> None:
         self._rules = rules
+        self._adoptable = dict(adoptable or {})
+        self._handing_over = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._outside = outside
         self._capacity = capacity
         self._held: dict[str, _Held] = {}
@@ -159,6 +168,26 @@ class Worker:
             await self._idle.wait()
         self._drained.set()
 
+    async def hand_over(self) -> None:
+        """Stop taking and let go of all running jobs as they are; this worker's next life goes on with them."""
+        log.info("handing over", extra={"running": self.running})
+        self._draining = self._handing_over = True
+        self._ask()
+        await self._outside.intake.close()
+        self._admit()
+        for task in self._tasks:
+            task.cancel()
+        await self._idle.wait()
+        self._drained.set()
+
+    async def abandon(self) -> None:
+        """Give up the claims of our earlier life whose leases have not come back: somebody else has those jobs."""
+        for claim, earlier in self._adoptable.items():
+            log.warning("a claim of an earlier life is lost", extra={"job_id": earlier.record.key.id, "claim": claim})
+            await self._outside.journal.ended(claim, finished=False)
+            self._outside.engine.drop(earlier.record.container_name)
+        self._adoptable.clear()
+
     def stop_all(self, *, at_once: bool = False) -> None:
         """End every running job so that another worker may run it again."""
         for held in self._held.values():
@@ -195,7 +224,9 @@ class Worker:
             self._arriving += 1
             self._idle.clear()
             self._ask()
-            tasks.create_task(self._handle(delivery))
+            task = tasks.create_task(self._handle(delivery))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _ask(self) -> None:
         """Ask for as much as there is room for, less what is on its way to the ledger."""
@@ -244,6 +275,10 @@ class Worker:
             return
         timeline = self._timeline(delivery, tasks)
         known = any(held.job.key == submission.key for held in self._held.values())
+        if delivery.vanished is not None and delivery.vanished.claim in self._adoptable:
+            earlier = self._adoptable.pop(delivery.vanished.claim)
+            await self._adopt(delivery, submission, earlier, tasks, arrived)
+            return
         held = _Held(timeline.claim, submission, asyncio.get_running_loop().create_future())
         held.cancelled = self._cancelled.get(submission.key)
         self._held[timeline.claim] = held
@@ -255,10 +290,7 @@ class Worker:
             else:
                 await self._plan_and_run(delivery, held, timeline, arrived)
         finally:
-            del self._held[timeline.claim]
-            self._capacity.withdraw(timeline.claim)
-            self._capacity.release(timeline.claim)
-            self._admit()
+            self._let_go(held)
 
     def _timeline(self, delivery: Delivery, tasks: asyncio.TaskGroup) -> Timeline:
         submission = delivery.submission
@@ -271,6 +303,38 @@ class Worker:
             claim=self._outside.new_claim(),
             attempt=0 if isinstance(submission, Invalid) else delivery.number,
         )
+
+    async def _adopt(
+        self, delivery: Delivery, job: Job, earlier: OpenClaim, tasks: asyncio.TaskGroup, arrived: "_Arrival"
+    ) -> None:
+        """Go on with a job that our earlier life started: same claim, same container, same deadline."""
+        record, choices = earlier.record, earlier.record.choices
+        if choices is None:
+            raise AssertionError("a claim without a plan was to be adopted")
+        plan, claim = choices.plan(job), record.claim
+        timeline = self._timeline(delivery, tasks)
+        timeline.claim, timeline.attempt, timeline.stack = claim, record.attempt, choices.stack
+        timeline.seq = _SEQ_OF_A_LIFE * (earlier.lives + 1)
+        held = _Held(claim, job, asyncio.get_running_loop().create_future())
+        held.cancelled = self._cancelled.get(job.key)
+        self._held[claim] = held
+        lasts = plan.limits.timeout + plan.limits.grace
+        self._capacity.adopt(claim, Claim.of(plan.limits), lasts, asyncio.get_running_loop().time())
+        arrived.over()
+        try:
+            lease = await delivery.resume(claim)
+            await self._outside.journal.adopted(claim)
+            attempt = Attempt(plan=plan, worker=self._rules.name, claim=claim, number=lease.number)
+            run = self._make_run(attempt, record.claimed, timeline, earlier)
+            await self._run_claimed(held, run, lease)
+        finally:
+            self._let_go(held)
+
+    def _let_go(self, held: _Held) -> None:
+        del self._held[held.claim]
+        self._capacity.withdraw(held.claim)
+        self._capacity.release(held.claim)
+        self._admit()
 
     async def _finished_lately(self, key: JobKey) -> bool:
         return await self._outside.journal.finished_lately(key, _DUPLICATES_FOR)
@@ -384,20 +448,25 @@ class Worker:
         now = self._outside.now()
         verdict = Verdict(outcome=outcome, reason=reason, blame=blame)
         result = JobResult(verdict=verdict, times=Times(published=held.job.published, ended=now))
-        timeline.tell(EventKind.FINISHED, result=result)
+        last = timeline.event(EventKind.FINISHED, result=result)
+        await self._outside.journal.claimed(self._record(held.claim, held.job.key, now, delivery.number))
+        await self._outside.journal.ended(held.claim, finished=True, owed=last)
+        timeline.send(last)
         await timeline.told()
-        await self._outside.journal.claimed(self._record(held, now, delivery.number))
-        await self._outside.journal.ended(held.claim, finished=True)
+        await self._outside.journal.paid(held.claim)
         await delivery.drop()
         self._report(result, held.job.stack.name, held.job.key, delivery.number)
 
-    def _record(self, held: _Held, claimed: datetime, number: int) -> ClaimRecord:
+    def _record(
+        self, claim: str, key: JobKey, claimed: datetime, number: int, choices: Choices | None = None
+    ) -> ClaimRecord:
         return ClaimRecord(
-            claim=held.claim,
-            key=held.job.key,
-            container_name=container_name(self._rules.name, held.claim),
+            claim=claim,
+            key=key,
+            container_name=container_name(self._rules.name, claim),
             attempt=number,
             claimed=claimed,
+            choices=choices,
         )
 
     def _time_left(self, job: Job) -> float | None:
@@ -410,19 +479,27 @@ class Worker:
         lease = await delivery.claim(held.claim)
         attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)
         timeline.attempt = lease.number
-        await self._outside.journal.claimed(self._record(held, claimed, lease.number))
+        choices = Choices.of(plan)
+        await self._outside.journal.claimed(self._record(held.claim, held.job.key, claimed, lease.number, choices))
         timeline.tell(EventKind.CLAIMED)
-        held.run = self._make_run(attempt, claimed, timeline)
+        await self._run_claimed(held, self._make_run(attempt, claimed, timeline), lease)
+
+    async def _run_claimed(self, held: _Held, run: Run, lease: Lease) -> None:
+        held.run, attempt = run, run.attempt
         if held.cancelled is not None:
             held.run.stop(StopReason.CANCELLED, held.cancelled)
         try:
-            await self._run(held.run, lease, timeline)
+            await self._run(run, lease)
         finally:
-            ended = asyncio.get_running_loop().time()
-            await self._outside.engine.discard(attempt)
-            self._outside.observer.cleaned_up(plan.stack.name, asyncio.get_running_loop().time() - ended)
+            if not self._handing_over:
+                ended = asyncio.get_running_loop().time()
+                await self._outside.engine.discard(attempt)
+                seconds = asyncio.get_running_loop().time() - ended
+                self._outside.observer.cleaned_up(attempt.plan.stack.name, seconds)
 
-    def _make_run(self, attempt: Attempt, claimed: datetime, timeline: Timeline) -> Run:
+    def _make_run(
+        self, attempt: Attempt, claimed: datetime, timeline: Timeline, earlier: OpenClaim | None = None
+    ) -> Run:
         outside = self._outside
         return Run(
             attempt=attempt,
@@ -433,9 +510,11 @@ class Worker:
             observer=outside.observer,
             timeline=timeline,
             now=outside.now,
+            earlier=earlier,
         )
 
-    async def _run(self, run: Run, lease: Lease, timeline: Timeline) -> None:
+    async def _run(self, run: Run, lease: Lease) -> None:
+        timeline = run.timeline
         try:
             result = await run.execute()
         except ImageMissing as error:
@@ -461,9 +540,11 @@ class Worker:
             await lease.retry(decision.delay, platform=decision.platform)
             self._outside.observer.retried(verdict.blame)
             return
-        timeline.tell(EventKind.FINISHED, result=result)
+        last = timeline.event(EventKind.FINISHED, result=result)
+        await self._outside.journal.ended(timeline.claim, finished=True, owed=last)
+        timeline.send(last)
         await timeline.told()
-        await self._outside.journal.ended(timeline.claim, finished=True)
+        await self._outside.journal.paid(timeline.claim)
         await lease.settle()
         self._report(result, attempt.plan.stack.name, job.key, attempt.number)
 

@@ -6,17 +6,17 @@ between any two instructions, and a cancelled call leaves nothing half done.
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiosqlite
 
+from runner.codec import Notice, decode_choices, encode_choices, encode_event
 from runner.errors import ConfigError, RunnerError
-from runner.job import JobKey
-from runner.ports import ClaimRecord
+from runner.job import JobKey, StopReason
+from runner.ports import ClaimRecord, Event, LogPosition, OpenClaim
 
 KEPT = timedelta(days=1)
 """How long a claim that ended is remembered."""
@@ -41,6 +41,19 @@ _MIGRATIONS = (
     CREATE INDEX claims_ended ON claims (ended) WHERE ended IS NOT NULL;
     CREATE INDEX claims_finished ON claims (tenant, id, ended) WHERE finished = 1;
     """,
+    """
+    ALTER TABLE claims ADD COLUMN choices TEXT;
+    ALTER TABLE claims ADD COLUMN lives INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE claims ADD COLUMN stop TEXT;
+    ALTER TABLE claims ADD COLUMN stop_detail TEXT NOT NULL DEFAULT '';
+    ALTER TABLE claims ADD COLUMN logged_out INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE claims ADD COLUMN logged_err INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE claims ADD COLUMN logged_seq INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE owed (
+        claim TEXT NOT NULL PRIMARY KEY,
+        notice TEXT NOT NULL        -- an event that the broker has not confirmed yet, as codec.Notice in JSON
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
@@ -50,15 +63,6 @@ _Value = str | int | None
 
 class JournalError(RunnerError):
     """The journal cannot be written or read any more: the disk is full or broken."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenClaim:
-    """A claim that was not ended. Without `container`, it is not known whether one was ever made."""
-
-    record: ClaimRecord
-    container: str | None
-    deadline: datetime | None
 
 
 class SqliteJournal:
@@ -72,14 +76,15 @@ class SqliteJournal:
     async def claimed(self, record: ClaimRecord) -> None:
         """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
         await self._run(
-            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, choices)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             record.claim,
             record.key.tenant,
             record.key.id,
             record.container_name,
             record.attempt,
             _to_number(record.claimed),
+            encode_choices(record.choices) if record.choices is not None else None,
         )
 
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
@@ -88,9 +93,31 @@ class SqliteJournal:
             "UPDATE claims SET container = ?, deadline = ? WHERE claim = ?", container, _to_number(deadline), claim
         )
 
-    async def ended(self, claim: str, *, finished: bool) -> None:
-        """The claim is over. `finished`: the job is, too (its last event was confirmed)."""
+    async def stopping(self, claim: str, reason: StopReason, detail: str) -> None:
+        """Write down that we end the job, and why."""
+        await self._run("UPDATE claims SET stop = ?, stop_detail = ? WHERE claim = ?", reason.value, detail, claim)
+
+    async def logged(self, claim: str, position: LogPosition) -> None:
+        """Write down how far the job's log was offered."""
+        await self._run(
+            "UPDATE claims SET logged_out = ?, logged_err = ?, logged_seq = ? WHERE claim = ?",
+            position.out,
+            position.err,
+            position.seq,
+            claim,
+        )
+
+    async def adopted(self, claim: str) -> None:
+        """A new life goes on with the claim."""
+        await self._run("UPDATE claims SET lives = lives + 1 WHERE claim = ?", claim)
+
+    async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
+        """The claim is over. `finished`: the job is, too; `owed` is its last event, kept until it is `paid`."""
         now = self._now()
+        if owed is not None:
+            # First, so that a claim is never over before what it owes is safe; `owed_notices` minds the other order.
+            notice = encode_event(owed).to_json()
+            await self._run("INSERT OR REPLACE INTO owed (claim, notice) VALUES (?, ?)", claim, notice)
         await self._run(
             "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
         )
@@ -100,6 +127,19 @@ class SqliteJournal:
     async def is_over(self, claim: str) -> bool:
         """Whether the claim is known to be over."""
         return bool(await self._run("SELECT 1 FROM claims WHERE claim = ? AND ended IS NOT NULL", claim))
+
+    async def paid(self, claim: str) -> None:
+        """The event that was owed is confirmed."""
+        await self._run("DELETE FROM owed WHERE claim = ?", claim)
+
+    async def owed_notices(self) -> Mapping[str, Notice]:
+        """What an earlier life could not publish, by claim; those claims are over."""
+        await self._run(
+            "UPDATE claims SET ended = ?, finished = 1 WHERE ended IS NULL AND claim IN (SELECT claim FROM owed)",
+            _to_number(self._now()),
+        )
+        rows = await self._run("SELECT claim, notice FROM owed ORDER BY claim")
+        return {row["claim"]: Notice.from_json(row["notice"]) for row in rows}
 
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time (at most `KEPT`)."""
@@ -114,8 +154,8 @@ class SqliteJournal:
     async def open_claims(self) -> tuple[OpenClaim, ...]:
         """The claims that were not ended, oldest first: at start, what an earlier life of this worker left."""
         rows = await self._run(
-            "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline"
-            " FROM claims WHERE ended IS NULL ORDER BY claimed, claim"
+            "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline, choices, lives, stop,"
+            " stop_detail, logged_out, logged_err, logged_seq FROM claims WHERE ended IS NULL ORDER BY claimed, claim"
         )
         return tuple(_open_claim(row) for row in rows)
 
@@ -204,9 +244,17 @@ def _open_claim(row: sqlite3.Row) -> OpenClaim:
         container_name=row["container_name"],
         attempt=row["attempt"],
         claimed=_to_time(row["claimed"]),
+        choices=decode_choices(row["choices"]) if row["choices"] is not None else None,
     )
-    deadline = _to_time(row["deadline"]) if row["deadline"] is not None else None
-    return OpenClaim(record=record, container=row["container"], deadline=deadline)
+    return OpenClaim(
+        record=record,
+        lives=row["lives"],
+        container=row["container"],
+        deadline=_to_time(row["deadline"]) if row["deadline"] is not None else None,
+        stop=StopReason(row["stop"]) if row["stop"] is not None else None,
+        stop_detail=row["stop_detail"],
+        logged=LogPosition(out=row["logged_out"], err=row["logged_err"], seq=row["logged_seq"]),
+    )
 
 
 def _to_number(time: datetime) -> int:

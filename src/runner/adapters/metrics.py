@@ -56,6 +56,10 @@ class Metrics:
         self._jobs_running.labels(plan.stack.name).inc()
         self._start_seconds.labels(plan.stack.name, "true" if warm else "false").observe(seconds)
 
+    def job_adopted(self, plan: Plan) -> None:
+        """A job that an earlier life of the daemon started runs on under this one."""
+        self._jobs_running.labels(plan.stack.name).inc()
+
     def job_ended(self, stack: str | None, outcome: Outcome, phases: Phases) -> None:
         """A job's `finished` was confirmed. `stack` is as the job named it."""
         label = self._label(stack)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +20,11 @@ from runner.adapters.metrics import Metrics
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.capacity import Budget, Capacity, Claim
-from runner.codec import new_ordered_id
+from runner.codec import Notice, new_ordered_id
 from runner.job import JobKey, Json
 from runner.plan import Policy
-from runner.settings import Settings
+from runner.ports import OpenClaim
+from runner.settings import Restart, Settings
 from runner.stacks.catalog import Catalog
 from runner.stacks.images import open_images
 from runner.worker import Outside, Rules, Worker
@@ -92,13 +93,19 @@ class Daemon:
     async def _work(self, stop: "Stop", manager: ServiceManager) -> None:
         try:
             await ready_topology(self.settings)
+            owed = await self.journal.owed_notices()
+            adoptable = {claim.record.claim: claim for claim in await self.journal.open_claims()}
+            for claim in adoptable.values():
+                self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
-            await self._serve(stop, manager)
+            await self._serve(stop, manager, adoptable, owed)
         except asyncio.CancelledError:
             if not stop.first.is_set():
                 raise
 
-    async def _serve(self, stop: "Stop", manager: ServiceManager) -> None:
+    async def _serve(
+        self, stop: "Stop", manager: ServiceManager, adoptable: Mapping[str, OpenClaim], owed: Mapping[str, Notice]
+    ) -> None:
         """Take and run jobs until the signal, then drain."""
         commands = {
             "drain": self._drain,
@@ -110,7 +117,7 @@ class Daemon:
             open_broker(self.settings, self.metrics, commands=commands, cancel=self._cancel) as self.broker,
             asyncio.TaskGroup() as tasks,
         ):
-            self.worker = worker = self._make_worker(self.broker)
+            self.worker = worker = self._make_worker(self.broker, adoptable)
             health = self.health = EngineHealth(client=self.house.client, changed=self._engine_changed)
             await health.look()
             chores = [
@@ -120,6 +127,8 @@ class Daemon:
                     self.house.sweep.run(),
                     self._watch_disk(),
                     self._watch_queues(),
+                    self._pay(self.broker, owed),
+                    self._abandon(self.broker, worker),
                     self._leave(stop, manager, worker),
                     self._announce(manager),
                 )
@@ -134,8 +143,24 @@ class Daemon:
         manager.stopping()
         async with asyncio.TaskGroup() as tasks:
             hurry = tasks.create_task(_hurry(stop, worker))
-            await worker.drain()
+            if self.settings.worker.restart is Restart.ADOPT:
+                await worker.hand_over()
+            else:
+                await worker.drain()
             hurry.cancel()
+
+    async def _pay(self, broker: Broker, owed: Mapping[str, Notice]) -> None:
+        """Publish what an earlier life could not."""
+        for claim, notice in owed.items():
+            await broker.events.send(notice)
+            await self.journal.paid(claim)
+
+    async def _abandon(self, broker: Broker, worker: Worker) -> None:
+        """Leases of our earlier life come back with the first connection, or belong to somebody else by now."""
+        while broker.problems():
+            await asyncio.sleep(_LOOK_AGAIN)
+        await asyncio.sleep(self.settings.worker.lease.total_seconds())
+        await worker.abandon()
 
     async def _announce(self, manager: ServiceManager) -> None:
         """Tell the service manager when jobs can be taken for the first time."""
@@ -145,7 +170,7 @@ class Daemon:
         manager.status("taking jobs")
         manager.ready()
 
-    def _make_worker(self, broker: Broker) -> Worker:
+    def _make_worker(self, broker: Broker, adoptable: Mapping[str, OpenClaim]) -> Worker:
         settings = self.settings
         budget = Budget(
             total=Claim(millicpus=round(settings.capacity.cpus * 1000), memory=settings.capacity.memory),
@@ -169,7 +194,8 @@ class Daemon:
             max_deferred=settings.worker.max_deferred,
             drain_timeout=settings.worker.drain_timeout,
         )
-        return Worker(rules, outside, Capacity(budget=budget, typical=Claim.of(settings.limits.default)))
+        ledger = Capacity(budget=budget, typical=Claim.of(settings.limits.default))
+        return Worker(rules, outside, ledger, adoptable)
 
     def problems(self) -> list[str]:
         """Why no jobs are taken now; empty when they are. A full worker has no problem."""

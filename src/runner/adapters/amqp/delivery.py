@@ -175,6 +175,12 @@ class JobDelivery:
             raise AssertionError("a message of nobody was treated as a job")
         return self.passport
 
+    async def resume(self, claim: str) -> Lease:
+        """Go on under the claim of our earlier life: the attempt is the same one, and nothing was lost."""
+        passport = replace(self._passport, lost=self.lost - 1)
+        hold = self.desk.leases.resume(claim, self.message, passport.message)
+        return JobLease(desk=self.desk, hold=hold, passport=passport)
+
     async def claim(self, claim: str) -> Lease:
         """Take a lease, then ack: from here on the job is ours until the lease expires."""
         passport = replace(self._passport, attempts=self.number, deferrals=0)

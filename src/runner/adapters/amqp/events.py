@@ -6,8 +6,7 @@ import aio_pika
 
 from runner.adapters.amqp.names import Names, is_server_named
 from runner.adapters.amqp.publisher import Publisher
-from runner.codec import encode_event
-from runner.job import EventKind, Job
+from runner.codec import Notice, encode_event
 from runner.ports import Event
 
 
@@ -20,31 +19,27 @@ class EventPublisher:
 
     async def publish(self, event: Event) -> None:
         """Publish until confirmed. The same event always bears the same `message_id`, so repeats can be told."""
-        submission = event.submission
-        tenant = submission.route.tenant if isinstance(submission, Job) else submission.tenant
-        job_id = submission.key.id if isinstance(submission, Job) else submission.id
-        body = encode_event(event)
-        message_id = f"{tenant}/{job_id}/{event.claim}/{event.seq}"
-        key = f"{tenant}.{job_id}.{event.kind}"
-        message = self._message(event, body, message_id)
+        await self.send(encode_event(event))
+
+    async def send(self, notice: Notice) -> None:
+        """Publish an event that was encoded before, and its reply."""
         # Events that nobody listens to are not lost: nobody wanted them.
-        await self.publisher.publish_surely(self.names.events, key, message, mandatory=False)
-        if event.kind is EventKind.FINISHED and submission.reply is not None:
-            to = submission.reply.to
-            exchange, route = ("", to) if is_server_named(to) else (self.names.reply, f"{tenant}.{to}")
-            reply = self._message(event, body, message_id)
-            reply.correlation_id = submission.reply.correlation_id
+        await self.publisher.publish_surely(self.names.events, notice.key, _message(notice), mandatory=False)
+        if notice.reply is not None:
+            to = notice.reply.to
+            exchange, route = ("", to) if is_server_named(to) else (self.names.reply, f"{notice.tenant}.{to}")
+            reply = _message(notice)
+            reply.correlation_id = notice.reply.correlation_id
             await self.publisher.publish_surely(exchange, route, reply, mandatory=False)
 
-    def _message(self, event: Event, body: bytes, message_id: str) -> aio_pika.Message:
-        submission = event.submission
-        trace = submission.traceparent if isinstance(submission, Job) else None
-        return aio_pika.Message(
-            body,
-            headers={"traceparent": trace} if trace else {},
-            content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=message_id,
-            timestamp=event.time,
-            type=event.kind.value,
-        )
+
+def _message(notice: Notice) -> aio_pika.Message:
+    return aio_pika.Message(
+        notice.body.encode(),
+        headers={"traceparent": notice.traceparent} if notice.traceparent else {},
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        message_id=notice.message_id,
+        timestamp=notice.time,
+        type=notice.kind.value,
+    )

@@ -88,6 +88,15 @@ class Leases:
             raise
         return hold
 
+    def resume(self, claim: str, copy: AbstractIncomingMessage, make: MakeMessage) -> LeaseHold:
+        """Hold the lease of our earlier life that came to us as an orphan."""
+        seq = copy.headers.get(Header.LEASE_SEQ)
+        number = seq if isinstance(seq, int) else 1
+        hold = self._holds[claim] = LeaseHold(self, claim, make, seq=number, held=number, copy=copy)
+        self._orphaned.discard(claim)
+        self.observer.lease_adopted()
+        return hold
+
     async def renew(self) -> None:
         """Publish newer copies, every fifth of the lease's life and at least every 30 s, until cancelled."""
         pause = min(self.lifetime / 5, _LONGEST_RENEWAL).total_seconds()

@@ -60,6 +60,15 @@ class DockerEngine:
         """The containers that a launch has begun to make and no discard has finished with."""
         return frozenset(self._launches)
 
+    def keep(self, name: str) -> None:
+        """A container of that name may be adopted; see `runner.ports.Engine`."""
+        self._launches.setdefault(name, _Launch())
+        self._census.appeared(name)
+
+    def drop(self, name: str) -> None:
+        """Nobody will adopt the container; see `runner.ports.Engine`."""
+        self._launches.pop(name, None)
+
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
         name, plan = attempt.container_name, attempt.plan
