@@ -71,7 +71,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tbl run\n");
 
 enum { ENOENT = 2, ESRCH = 3, EINTR = 4, EAGAIN = 11, EACCES = 13, ENOTDIR = 20, EINVAL = 22 };
 enum { SIGHUP = 1, SIGINT = 2, SIGQUIT = 3, SIGKILL = 9, SIGUSR1 = 10, SIGUSR2 = 12, SIGTERM = 15, SIGCHLD = 17 };
-enum { SIG_SETMASK = 2, SIGNALS = 64, POLLIN = 1, POLLOUT = 4, WNOHANG = 1, WALL = 0x40000000 };
+enum { SIG_SETMASK = 2, SIGNALS = 64, POLLIN = 1, POLLOUT = 4, WNOHANG = 1 };
 enum { AT_FDCWD = -100, O_CLOEXEC = 02000000, F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4 };
 enum { PR_SET_DUMPABLE = 4, CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
 
@@ -480,7 +480,7 @@ static long take_signal(uint64_t set, const struct timespec *timeout)
 
 static long reap(int *status)
 {
-    return sys(NR_WAIT4, -1, (long)status, WNOHANG | WALL, 0, 0);
+    return sys(NR_WAIT4, -1, (long)status, WNOHANG, 0, 0);
 }
 
 static long signal_all(int signal) /* from PID 1 it reaches every process of the namespace but ourselves */
