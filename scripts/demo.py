@@ -82,9 +82,9 @@ async def run_demo() -> None:
     async with AsyncExitStack() as stack:
         env = {**os.environ, **await find_services(stack), "RUNNER_CONFIG": str(FOLDER / "runner.toml")}
         port = write_config()
-        say("building the stack `busybox` from config/stacks/busybox")
+        say("building the stack `busybox` from config/stacks/busybox: runner stacks build busybox")
         await call(env, "stacks", "build", "busybox")
-        say("declaring exchanges and queues")
+        say("declaring exchanges and queues: runner topology apply")
         await call(env, "topology", "apply")
         say(f"starting `runner serve`; its log is {FOLDER.relative_to(ROOT)}/serve.log")
         await stack.enter_async_context(serving(env, port))
@@ -147,10 +147,12 @@ async def show(env: Mapping[str, str], number: int, example: Example) -> None:
 
 
 async def call(env: Mapping[str, str], *words: str) -> None:
-    """Run one of the runner's commands, which has to succeed."""
-    code = await wait(await spawn(env, *words))
+    """Run one of the runner's commands, which has to succeed; what it says is of interest only if it does not."""
+    log = FOLDER / f"{words[0]}.log"
+    with log.open("wb") as output:
+        code = await wait(await spawn(env, *words, output=output.fileno()))
     if code != 0:
-        raise DemoError(f"`runner {' '.join(words)}` ended with {code}")
+        raise DemoError(f"`runner {' '.join(words)}` ended with {code}{log_tail(log)}")
 
 
 async def spawn(env: Mapping[str, str], *words: str, output: int | None = None) -> asyncio.subprocess.Process:
