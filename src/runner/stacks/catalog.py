@@ -165,7 +165,7 @@ def _stack(name: str, file: StackFile, image: Image) -> Stack:
         uid=uid,
         gid=gid,
         network=file.network,
-        env=file.env,
+        env={**image.env, **file.env},
         limits=file.limits,
         read_only=file.read_only,
         cap_add=file.cap_add,

@@ -40,6 +40,10 @@ def _user(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_NEVER = frozenset({"ALL", "SYS_PTRACE", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO"})
+"""Capabilities that undo the sandbox as a whole (capabilities(7)); with SYS_PTRACE a job could read the init's memory."""
+
+
 def _known_user(value: str) -> str:
     numbers = _NUMBERS.fullmatch(value)
     if numbers and all(int(number) <= _ID_MAX for number in numbers.groups() if number):
@@ -47,6 +51,12 @@ def _known_user(value: str) -> str:
     if _USER.fullmatch(value):
         return value
     raise ValueError(f'{quoted(value)} is not a user; write a name of the image, "1000" or "1000:1000"')
+
+
+def _capability(value: str) -> str:
+    if value.removeprefix("CAP_") in _NEVER:
+        raise ValueError(f"{value} cannot be given: a job could forge how it ended, or leave its container")
+    return value
 
 
 def _env(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -106,7 +116,7 @@ class StackFile(Section):
     warm: Whole = 0
     smoke: Command | None = None
     read_only: bool = True
-    cap_add: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]+$")], ...] = ()
+    cap_add: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]+$"), AfterValidator(_capability)], ...] = ()
     devices: tuple[Annotated[str, Field(pattern=r"^/dev/[A-Za-z0-9_./-]+$")], ...] = ()
     secrets: tuple[Annotated[Secret, BeforeValidator(_secret)], ...] = ()
     runtime: Word = "runc"

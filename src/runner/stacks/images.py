@@ -29,10 +29,11 @@ class BuildError(RunnerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image that the engine has. `id` is `sha256:…`."""
+    """An image that the engine has. `id` is `sha256:…`; `env` is what its Dockerfile set with ENV."""
 
     id: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class Images:
@@ -51,7 +52,9 @@ class Images:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise EngineError(f"the engine refused to look up {name}: {error.message}") from error
-        return Image(id=said["Id"], labels=said["Config"].get("Labels") or {})
+        config = said["Config"]
+        env = dict(word.split("=", 1) for word in config.get("Env") or () if "=" in word)
+        return Image(id=said["Id"], labels=config.get("Labels") or {}, env=env)
 
     async def tag(self, image: str, repository: str, tag: str) -> None:
         """Give the image a name, which another image loses."""
