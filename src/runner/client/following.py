@@ -29,8 +29,7 @@ class Following:
         self._submitted = submitted
         self._claimed = False
         self._seen: set[tuple[str, int]] = set()
-        self._read: set[tuple[str, int]] = set()
-        self._live: dict[str, tuple[int, int]] = {}
+        self._read: set[int] = set()
         self._logs_over: set[str] = set()
         self._finished: Event | None = None
         self._fault: str | None = None
@@ -72,8 +71,10 @@ class Following:
         except BrokerError as error:
             self.fail(str(error))
             return
-        if self.over or self._is_repeat(batch):
+        # The same number may come with other content, from a worker that was restarted.
+        if self.over or (digest := hash(raw)) in self._read:
             return
+        self._read.add(digest)
         self.batches.put(batch, len(raw))
         if batch.end:
             self._logs_over.add(batch.claim)
@@ -97,17 +98,6 @@ class Following:
         self.batches.end()
         if self._late is not None:
             self._late.cancel()
-
-    def _is_repeat(self, batch: LogBatch) -> bool:
-        if batch.seq is None:
-            out, err = self._live.get(batch.claim, (-1, -1))
-            if batch.out <= out and batch.err <= err:
-                return True
-            self._live[batch.claim] = (batch.out, batch.err)
-            return False
-        known = (batch.claim, batch.seq) in self._read
-        self._read.add((batch.claim, batch.seq))
-        return known
 
     def _duplicate(self) -> None:
         """Our submission is dropped where the worker has that job: then nobody may ever say `finished` again.

@@ -1,7 +1,11 @@
-"""The batches of a log as lines, each shown once."""
+"""The batches of a log as lines, each shown once.
+
+A worker that was restarted cuts the log anew from a place that it had sent before, so that a batch may repeat a part of
+others: what counts is where each line's raw bytes stand in its stream.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from runner.client.messages import LogBatch
@@ -12,11 +16,31 @@ _REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(slots=True)
+class _Shown:
+    """What was shown of one stream: everything before `kept`, and what was shown live beyond it, as ranges."""
+
+    kept: int = 0
+    live: list[tuple[int, int]] = field(default_factory=list)
+
+    def rest(self, line: Line, start: int, end: int) -> Line | None:
+        """What of the line was not shown yet; None if nothing."""
+        if end <= self.kept or any(first <= start and end <= last for first, last in self.live):
+            return None
+        if start >= self.kept:
+            return line
+        return replace(line, text=line.text.encode()[self.kept - start :].decode(errors="ignore"))
+
+    def note_live(self, start: int, end: int) -> None:
+        first = self.live.pop()[0] if self.live and self.live[-1][1] == start else start
+        self.live.append((first, end))
+
+
+@dataclass(slots=True)
 class _Claim:
-    """What was shown of one claim's log: the next number, and the raw ranges of what was shown live."""
+    """What was shown of one claim's log, and the number of the batch that comes next."""
 
     next: int | None = None
-    live: dict[Stream, list[tuple[int, int]]] = field(default_factory=lambda: {Stream.OUT: [], Stream.ERR: []})
+    streams: dict[Stream, _Shown] = field(default_factory=lambda: {Stream.OUT: _Shown(), Stream.ERR: _Shown()})
 
 
 class LineReader:
@@ -27,38 +51,38 @@ class LineReader:
         self._claims: dict[str, _Claim] = {}
 
     def read(self, batch: LogBatch) -> Iterator[Line]:
-        """The batch's lines without those that were shown, after a word of our own where batches are missing."""
+        """What of the batch was not shown yet, after a word of our own where batches are missing."""
         claim = self._claims.setdefault(batch.claim, _Claim())
         if batch.seq is None:
-            return self._shown_live(claim, batch) if self._live else iter(())
-        gap = claim.next is not None and batch.seq > claim.next
-        claim.next = max(claim.next or 0, batch.seq + 1)
-        return self._kept(claim, batch, gap=gap)
-
-    def _shown_live(self, claim: _Claim, batch: LogBatch) -> Iterator[Line]:
-        for line, start, _ in _placed(batch):
-            ranges = claim.live.get(line.stream)
-            # Short rather than long: in doubt a line is shown twice and not left out.
-            end = start + len(line.text.replace(_REPLACED, "?").encode()) + (not line.partial)
-            if ranges is not None:
-                first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
-                ranges.append((first, end))
-            yield line
-
-    def _kept(self, claim: _Claim, batch: LogBatch, *, gap: bool) -> Iterator[Line]:
-        lines = _placed(batch)
-        if gap:
+            if self._live:
+                yield from self._read(claim, batch)
+            return
+        if claim.next is not None and batch.seq > claim.next:
             yield Line(time=datetime.now(UTC), stream=Stream.SYS, text=_GAP)
-        for line, start, end in lines:
-            if not any(first <= start and end <= last for first, last in claim.live.get(line.stream, ())):
+        claim.next = max(claim.next or 0, batch.seq + 1)
+        yield from self._read(claim, batch)
+
+    def _read(self, claim: _Claim, batch: LogBatch) -> Iterator[Line]:
+        # Where the text replaces raw bytes, nobody knows how many: a line's place is taken for late, and what was shown
+        # for short, so that in doubt something is shown twice and nothing is left out.
+        place = {Stream.OUT: batch.out, Stream.ERR: batch.err}
+        reached = dict(place)
+        for line in batch.lines:
+            shown = claim.streams.get(line.stream)
+            if shown is None:
                 yield line
+                continue
+            start, first = place[line.stream], reached[line.stream]
+            end = place[line.stream] = start + _length(line.text) + (not line.partial)
+            last = reached[line.stream] = first + _length(line.text.replace(_REPLACED, "?")) + (not line.partial)
+            rest = shown.rest(line, start, end)
+            if batch.seq is None:
+                shown.note_live(first, last)
+            else:
+                shown.kept = max(shown.kept, last)
+            if rest is not None:
+                yield rest
 
 
-def _placed(batch: LogBatch) -> Iterator[tuple[Line, int, int]]:
-    """Each line with the place of its raw bytes in its stream (more or less, where they were no text)."""
-    position = {Stream.OUT: batch.out, Stream.ERR: batch.err, Stream.SYS: 0}
-    for line in batch.lines:
-        start = position[line.stream]
-        end = start + len(line.text.encode(errors="replace")) + (not line.partial)
-        position[line.stream] = end
-        yield line, start, end
+def _length(text: str) -> int:
+    return len(text.encode(errors="replace"))

@@ -22,7 +22,7 @@ from runner.client.jobs import SubmittedJob
 from runner.client.subscription import Subscription
 from runner.codec import ID, WORD, Envelope, decode_job, new_id, new_ordered_id, parse_route
 from runner.errors import BrokerError, PublishUncertain, RejectedError
-from runner.job import Invalid, JobKey, Priority, Route
+from runner.job import Invalid, JobKey, Priority
 
 _CONFIRM_TIMEOUT = 10.0
 _REASON_MAX = 1024
@@ -181,9 +181,12 @@ class Client:
 
 def _prepare(message: Mapping[str, Any], routing_key: str, *, check: bool) -> tuple[Envelope, bytes]:
     """The message as it is published. Raises `RejectedError` with what a worker would say."""
-    route = parse_route(routing_key)
-    if not isinstance(route, Route):
-        raise RejectedError(route)
+    try:
+        route = parse_route(routing_key)
+    except ValueError as error:
+        raise RejectedError(str(error)) from error
+    if str(route) != routing_key:
+        raise RejectedError(f"routing key {json.dumps(routing_key)} is not <pool>.<priority>.<tenant>")
     now = datetime.now(UTC)
     own = message.get("id")
     job_id = own if isinstance(own, str) and ID.fullmatch(own) else new_ordered_id(now)
