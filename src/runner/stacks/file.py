@@ -40,8 +40,8 @@ def _user(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-_NEVER = frozenset({"ALL", "SYS_PTRACE", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO"})
-"""Capabilities that undo the sandbox as a whole (capabilities(7)); with SYS_PTRACE a job could read the init's memory."""
+_NEVER = frozenset({"ALL", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO"})
+"""Capabilities that undo the sandbox (capabilities(7)); with SYS_PTRACE a job could read the memory of the init."""
 
 
 def _known_user(value: str) -> str:
