@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from runner.errors import EngineError
 from runner.job import Attempt, Exit, Stream
 from runner.ports import OnOutput
 
@@ -45,6 +46,7 @@ class FakeContainer:
         self.signals: list[str] = []
         self._script = script
         self._on_output = on_output
+        self._written: list[tuple[Stream, bytes]] = []
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> Exit:
@@ -66,7 +68,14 @@ class FakeContainer:
         """The job writes something."""
         if self._ended.done():
             raise AssertionError("a job that has ended writes nothing")
+        self._written.append((stream, data))
         self._on_output(stream, data)
+
+    def hand_over(self, on_output: OnOutput) -> None:
+        """Somebody else listens from now on, and hears everything from the beginning."""
+        self._on_output = on_output
+        for stream, data in self._written:
+            on_output(stream, data)
 
     def finish(self, end: Exit) -> None:
         """The job ends; the first end counts."""
@@ -77,7 +86,8 @@ class FakeContainer:
 class FakeEngine:
     """Implements `runner.ports.Engine`. Which script a container follows is told by its job's command.
 
-    `live` has the containers that were made and not discarded; `launched` and `discarded` have every name in order.
+    `live` has the containers that were made and not discarded; `launched` and `discarded` have every name in order;
+    `kept` has the names that sweeps would leave alone.
     """
 
     def __init__(self, scripts: Mapping[tuple[str, ...], Script] | None = None, default: Script = RUNS) -> None:
@@ -87,6 +97,21 @@ class FakeEngine:
         self.live: dict[str, FakeContainer] = {}
         self.launched: list[str] = []
         self.discarded: list[str] = []
+        self.kept: set[str] = set()
+
+    def keep(self, name: str) -> None:
+        self.kept.add(name)
+
+    def drop(self, name: str) -> None:
+        self.kept.discard(name)
+
+    async def adopt(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
+        container = self.live.get(attempt.container_name)
+        await asyncio.sleep(0)
+        if container is None:
+            raise EngineError("there is no container to adopt")
+        container.hand_over(on_output)
+        return container
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
         name = attempt.container_name
