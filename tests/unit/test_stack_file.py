@@ -89,7 +89,7 @@ def test_a_user_is_a_name_or_numbers(tmp_path: Path, user: str, numbers: tuple[i
         ("[limits]\nmem = 1", 'limits.mem: is unknown; did you mean "memory"?'),
         ("warm = -1", "warm: -1 is too low; the least is 0"),
         ('cap_add = ["cap sys"]', 'cap_add[0]: "cap sys" has the wrong form'),
-        ('cap_add = ["SYS_PTRACE"]', 'cap_add[0]: SYS_PTRACE cannot be given'),
+        ('cap_add = ["SYS_PTRACE"]', "cap_add[0]: SYS_PTRACE cannot be given"),
         ('devices = ["fuse"]', 'devices[0]: "fuse" has the wrong form'),
         ('secrets = [{name = "a", share = true}]', 'secrets[0].share: is unknown; did you mean "shared"?'),
         ('secrets = ["../x"]', 'secrets[0].name: "../x" has the wrong form'),
