@@ -27,6 +27,7 @@ class Header(StrEnum):
     CLAIM = "x-claim"
     WORKER = "x-worker"
     LEASE_SEQ = "x-lease-seq"
+    RUN = "x-run"
 
 
 class DeadHeader(StrEnum):
@@ -99,6 +100,16 @@ class Names:
         return f"{self.ns}.cancelled"
 
     @property
+    def claims(self) -> str:
+        """The stream that remembers which jobs are to be the only ones of their ids."""
+        return f"{self.ns}.claims"
+
+    @property
+    def memory(self) -> str:
+        """The exchange through which workers, and nobody else, write into these streams."""
+        return f"{self.ns}.memory"
+
+    @property
     def history(self) -> str:
         """The optional stream of all events."""
         return f"{self.ns}.history"
@@ -145,6 +156,14 @@ class Names:
     def cancel_key(self, tenant: str, job_id: str) -> str:
         """The routing key that cancels a job."""
         return f"job.{tenant}.{job_id}.cancel"
+
+    def claim_key(self, worker: str) -> str:
+        """The routing key of a worker's claims to unique jobs."""
+        return f"claim.{worker}"
+
+    def mark_key(self, stream: str, worker: str) -> str:
+        """The routing key of a worker's mark in a stream; `stream` is without the namespace."""
+        return f"mark.{stream}.{worker}"
 
 
 def delay_path(seconds: int, route: Route) -> tuple[int, str] | None:

@@ -118,7 +118,7 @@ def _exchanges(names: Names) -> Iterator[Exchange]:
     yield Exchange(name=names.delay_out, alternate=names.delay_shared)
     for level in range(DELAY_LEVELS):
         yield Exchange(name=names.delay(level))
-    for name in (names.events, names.logs, names.control, names.reply, names.lease):
+    for name in (names.events, names.logs, names.control, names.reply, names.lease, names.memory):
         yield Exchange(name=name)
 
 
@@ -136,6 +136,8 @@ def _queues(names: Names, queues: Sequence[QueueKey], history_max_age: str | Non
         yield Queue(name=names.delay(level), arguments=arguments)
     cancelled = _stream("14D") | {"x-max-length-bytes": _CANCELLED_MAX_BYTES}
     yield Queue(name=names.cancelled, arguments=cancelled)
+    # No bound in bytes: what is dropped before its time could be started a second time.
+    yield Queue(name=names.claims, arguments=_stream("8D"))
     if history_max_age is not None:
         yield Queue(name=names.history, arguments=_stream(history_max_age))
 
@@ -155,6 +157,9 @@ def _bindings(names: Names, queues: Sequence[QueueKey], *, history: bool) -> Ite
         yield Binding(source=names.delay(level), target=names.delay(level), key=held)
         yield Binding(source=names.delay(level), target=names.below(level), key=passed, to_exchange=True)
     yield Binding(source=names.control, target=names.cancelled, key="job.*.*.cancel")
+    yield Binding(source=names.memory, target=names.cancelled, key=names.mark_key("cancelled", "*"))
+    yield Binding(source=names.memory, target=names.claims, key=names.mark_key("claims", "*"))
+    yield Binding(source=names.memory, target=names.claims, key=names.claim_key("*"))
     if history:
         yield Binding(source=names.events, target=names.history, key="#")
 
