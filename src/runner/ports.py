@@ -156,8 +156,15 @@ class Delivery(Protocol):
     async def drop(self) -> None:
         """Forget the message; everything there was to say has been said."""
 
+    @property
+    def not_before(self) -> datetime | None:
+        """When the job may start, if it was told to wait."""
+
     async def defer(self, delay: timedelta) -> None:
         """Pass the job on: another worker may be able to run it."""
+
+    async def postpone(self, delay: timedelta) -> None:
+        """Have the job come again after `delay`, as if nothing had happened. The broker holds it meanwhile."""
 
     async def release(self) -> None:
         """Put the message back where it was."""

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from runner.capacity import Capacity, Claim
 from runner.errors import BrokerError, DeferredError, EngineError, ImageMissing, RejectedError
 from runner.executor import Run
+from runner.fairness import Fairness
 from runner.job import (
     Attempt,
     Blame,
@@ -54,6 +55,10 @@ log = logging.getLogger(__name__)
 
 _DUPLICATES_FOR = timedelta(minutes=10)
 _CANCELS_KEPT = 10_000
+_CLOCKS_DIFFER = timedelta(seconds=1)
+"""A delay that the broker has seen to is over, even if this machine's clock is a little behind."""
+_CAPPED_AGAIN = timedelta(seconds=2)
+"""How long a job of the shared queue waits in the broker whose tenant runs as much here as it may."""
 _SEQ_OF_A_LIFE = 1000
 """Events of a claim that goes on in another life are counted on from the next multiple of this."""
 
@@ -93,15 +98,22 @@ class _Held:
     admitted: asyncio.Future[None]
     run: Run | None = None
     cancelled: str | None = None
+    cpu_seconds: float | None = None
 
 
 class Worker:
     """Takes jobs and sees each of them to its end."""
 
     def __init__(
-        self, rules: Rules, outside: Outside, capacity: Capacity, adoptable: Mapping[str, OpenClaim] | None = None
+        self,
+        rules: Rules,
+        outside: Outside,
+        capacity: Capacity,
+        fairness: Fairness | None = None,
+        adoptable: Mapping[str, OpenClaim] | None = None,
     ) -> None:
         self._rules = rules
+        self._fairness = fairness or Fairness({})
         self._adoptable = dict(adoptable or {})
         self._handing_over = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -319,7 +331,9 @@ class Worker:
         held.cancelled = self._cancelled.get(job.key)
         self._held[claim] = held
         lasts = plan.limits.timeout + plan.limits.grace
-        self._capacity.adopt(claim, Claim.of(plan.limits), lasts, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._capacity.adopt(claim, Claim.of(plan.limits), lasts, now)
+        self._fairness.started(claim, job.route.tenant, plan.limits.cpus, now)
         arrived.over()
         try:
             lease = await delivery.resume(claim)
@@ -334,6 +348,7 @@ class Worker:
         del self._held[held.claim]
         self._capacity.withdraw(held.claim)
         self._capacity.release(held.claim)
+        self._fairness.ended(held.claim, held.cpu_seconds, asyncio.get_running_loop().time())
         self._admit()
 
     async def _finished_lately(self, key: JobKey) -> bool:
@@ -374,8 +389,21 @@ class Worker:
         except EngineError as error:
             await self._defer(delivery, timeline, f"this worker's engine does not answer: {error}")
             return
+        if (delay := self._postponement(delivery, held.job)) > timedelta() and held.cancelled is None:
+            await delivery.postpone(delay)
+            return
         if await self._admitted(held, plan, delivery, timeline, arrived):
             await self._claim_and_run(delivery, held, plan, timeline)
+
+    def _postponement(self, delivery: Delivery, job: Job) -> timedelta:
+        """How long the job has to wait before it may start here at all."""
+        due = delivery.not_before or job.published
+        if delivery.fresh and job.delay is not None:
+            due = job.published + job.delay
+        wait = due - self._outside.now()
+        if wait > _CLOCKS_DIFFER:
+            return wait
+        return _CAPPED_AGAIN if self._fairness.full(job.route.tenant) else timedelta()
 
     async def _reject(
         self, delivery: Delivery, timeline: Timeline, code: DeadCode, reason: str, *, operator: bool = False
@@ -415,10 +443,11 @@ class Worker:
         limits = plan.limits
         now = asyncio.get_running_loop().time()
         self._capacity.offer(held.claim, Claim.of(limits), limits.timeout + limits.grace, now)
+        self._fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
         arrived.over()
         self._admit()
         try:
-            async with asyncio.timeout(self._time_left(held.job)):
+            async with asyncio.timeout(self._time_left(held.job, delivery.number)):
                 if held.cancelled is None:
                     await held.admitted
         except TimeoutError:
@@ -469,10 +498,12 @@ class Worker:
             choices=choices,
         )
 
-    def _time_left(self, job: Job) -> float | None:
-        if job.start_within is None:
+    def _time_left(self, job: Job, number: int) -> float | None:
+        """Seconds in which the job has to be started for the first time, counted from when it may."""
+        if job.start_within is None or number > 1:
             return None
-        return max(0.0, (job.published + job.start_within - self._outside.now()).total_seconds())
+        latest = job.published + (job.delay or timedelta()) + job.start_within
+        return max(0.0, (latest - self._outside.now()).total_seconds())
 
     async def _claim_and_run(self, delivery: Delivery, held: _Held, plan: Plan, timeline: Timeline) -> None:
         claimed = self._outside.now()
@@ -489,7 +520,7 @@ class Worker:
         if held.cancelled is not None:
             held.run.stop(StopReason.CANCELLED, held.cancelled)
         try:
-            await self._run(run, lease)
+            held.cpu_seconds = await self._run(run, lease)
         finally:
             if not self._handing_over:
                 ended = asyncio.get_running_loop().time()
@@ -513,7 +544,8 @@ class Worker:
             earlier=earlier,
         )
 
-    async def _run(self, run: Run, lease: Lease) -> None:
+    async def _run(self, run: Run, lease: Lease) -> float | None:
+        """Run the job and settle it; the CPU seconds that it used, if known."""
         timeline = run.timeline
         try:
             result = await run.execute()
@@ -525,8 +557,9 @@ class Worker:
             await self._outside.journal.ended(timeline.claim, finished=False)
             await lease.defer(delay)
             self._outside.observer.deferred()
-            return
+            return 0.0
         await self._conclude(result, run.attempt, lease, timeline)
+        return result.usage.cpu_seconds
 
     async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
         """Tell how the attempt ended, then settle: the job is over, or starts again."""

@@ -25,6 +25,7 @@ from runner.adapters.amqp.unrouted import Unrouted
 from runner.adapters.metrics import Metrics
 from runner.errors import ConfigError
 from runner.job import JobKey
+from runner.ports import QueueKey
 from runner.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ async def open_broker(
     *,
     commands: Mapping[str, Command],
     cancel: Callable[[JobKey, str], None],
+    rank: Callable[[QueueKey], float | None],
 ) -> AsyncIterator[Broker]:
     """The broker, connected as long as the context lasts; it need not be there yet."""
     names, worker = Names(settings.amqp.namespace), settings.worker.name
@@ -108,7 +110,9 @@ async def open_broker(
     )
     desk = Desk(names=names, publisher=publisher, leases=leases)
     tenants = [name for name, tenant in settings.tenants.items() if tenant.queue]
-    intake = JobIntake(names=names, queues=topology.job_queues(settings.worker.pools, tenants), wrap=desk.open)
+    intake = JobIntake(
+        names=names, queues=topology.job_queues(settings.worker.pools, tenants), wrap=desk.open, rank=rank
+    )
     control = Control(names=names, worker=worker, publisher=publisher, commands=commands, cancel=cancel)
     logs = LogPublisher(names=names, publisher=log_publisher, dropped=metrics.output_omitted)
     consume = Link(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +21,12 @@ from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import Notice, new_ordered_id
+from runner.errors import ConfigError
+from runner.fairness import Fairness, Share
 from runner.job import JobKey, Json
 from runner.plan import Policy
-from runner.ports import OpenClaim
-from runner.settings import Restart, Settings
+from runner.ports import OpenClaim, QueueKey
+from runner.settings import Restart, Settings, load_settings
 from runner.stacks.catalog import Catalog
 from runner.stacks.images import open_images
 from runner.worker import Outside, Rules, Worker
@@ -52,7 +54,14 @@ async def serve(settings: Settings) -> None:
                 start_parallelism=settings.engine.start_parallelism,
             )
         )
-        daemon = Daemon(settings=settings, journal=journal, catalog=catalog, metrics=metrics, house=house)
+        daemon = Daemon(
+            settings=settings,
+            journal=journal,
+            catalog=catalog,
+            metrics=metrics,
+            house=house,
+            fairness=Fairness(_shares(settings)),
+        )
         await daemon.run()
 
 
@@ -65,6 +74,7 @@ class Daemon:
     catalog: Catalog
     metrics: Metrics
     house: OpenEngine
+    fairness: Fairness
     worker: Worker | None = None
     broker: Broker | None = None
     health: EngineHealth | None = None
@@ -74,7 +84,7 @@ class Daemon:
         manager, http = ServiceManager(), self.settings.http
         views = Views(metrics=self.metrics.render, problems=self.problems, status=self.status if http.page else None)
         async with serve_http(http.host, http.port, views), manager.watchdog():
-            with _stop_signals() as stop:
+            with _signals(self._reload) as stop:
                 await self._until_stopped(stop, manager)
 
     async def _until_stopped(self, stop: "Stop", manager: ServiceManager) -> None:
@@ -114,7 +124,9 @@ class Daemon:
             "ping": self._ping,
         }
         async with (
-            open_broker(self.settings, self.metrics, commands=commands, cancel=self._cancel) as self.broker,
+            open_broker(
+                self.settings, self.metrics, commands=commands, cancel=self._cancel, rank=self._rank
+            ) as self.broker,
             asyncio.TaskGroup() as tasks,
         ):
             self.worker = worker = self._make_worker(self.broker, adoptable)
@@ -195,7 +207,7 @@ class Daemon:
             drain_timeout=settings.worker.drain_timeout,
         )
         ledger = Capacity(budget=budget, typical=Claim.of(settings.limits.default))
-        return Worker(rules, outside, ledger, adoptable)
+        return Worker(rules, outside, ledger, self.fairness, adoptable)
 
     def problems(self) -> list[str]:
         """Why no jobs are taken now; empty when they are. A full worker has no problem."""
@@ -232,6 +244,24 @@ class Daemon:
             self.worker.resume("engine")
         else:
             self.worker.pause("engine", f"the container engine does not answer: {why}")
+
+    def _rank(self, queue: QueueKey) -> float | None:
+        """How much the tenants of a queue have had; None for one that runs as much as it may."""
+        now = asyncio.get_running_loop().time()
+        if queue.tenant is None:
+            named = [name for name, tenant in self.settings.tenants.items() if tenant.queue]
+            return self.fairness.debt_beside(named, now)
+        return None if self.fairness.full(queue.tenant) else self.fairness.debt(queue.tenant, now)
+
+    def _reload(self) -> None:
+        """Take over the tenants' weights and caps from the configuration, which is all that can change in a life."""
+        try:
+            settings = load_settings(os.environ)
+        except ConfigError as error:
+            log.error("configuration not taken over", extra={"faults": list(error.faults)})  # noqa: TRY400 - told whole
+            return
+        self.fairness.shares = _shares(settings)
+        log.info("weights and caps of the tenants taken over")
 
     def _cancel(self, key: JobKey, reason: str) -> None:
         if self.worker is not None:
@@ -287,15 +317,16 @@ class Stop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Stop]:
+def _signals(reload: Callable[[], None]) -> Iterator[Stop]:
     loop = asyncio.get_running_loop()
     stop = Stop(asyncio.Event(), asyncio.Event())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.asked)
+    handlers = {signal.SIGTERM: stop.asked, signal.SIGINT: stop.asked, signal.SIGHUP: reload}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield stop
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in handlers:
             loop.remove_signal_handler(number)
 
 
@@ -309,6 +340,12 @@ def _metrics(settings: Settings, catalog: Catalog) -> Metrics:
     metrics = Metrics(version=__version__, installed=catalog.installed)
     metrics.capacity(cpus=settings.capacity.cpus, memory=settings.capacity.memory)
     return metrics
+
+
+def _shares(settings: Settings) -> dict[str, Share]:
+    return {
+        name: Share(weight=tenant.weight, max_running=tenant.max_running) for name, tenant in settings.tenants.items()
+    }
 
 
 def _policy(settings: Settings) -> Policy:

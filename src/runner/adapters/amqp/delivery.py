@@ -79,8 +79,15 @@ class Desk:
         internal = self.names.is_internal(message.exchange or "")
         headers: Mapping[str, object] = message.headers if internal else {}
         passport, submission = self._read(message, queue, headers, now)
+        not_before = headers.get(Header.NOT_BEFORE)
         return JobDelivery(
-            desk=self, message=message, ack=ack, submission=submission, passport=passport, fresh=not internal
+            desk=self,
+            message=message,
+            ack=ack,
+            submission=submission,
+            passport=passport,
+            fresh=not internal,
+            not_before=_from_milliseconds(not_before) if isinstance(not_before, int) else None,
         )
 
     def open_lease(self, message: AbstractIncomingMessage, ack: Ack) -> "JobDelivery":
@@ -153,6 +160,7 @@ class JobDelivery:
     passport: Passport | None
     fresh: bool
     vanished: Vanished | None = None
+    not_before: datetime | None = None
 
     @property
     def number(self) -> int:
@@ -218,6 +226,11 @@ class JobDelivery:
         """Publish the job through the delay levels, then ack."""
         passport = replace(self._passport, deferrals=self.deferrals + 1)
         await send_later(self.desk, passport, delay)
+        await self.ack()
+
+    async def postpone(self, delay: timedelta) -> None:
+        """Publish the job through the delay levels as it is, then ack."""
+        await send_later(self.desk, self._passport, delay)
         await self.ack()
 
     async def release(self) -> None:

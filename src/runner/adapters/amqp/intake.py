@@ -6,7 +6,7 @@ acked when no further job is wanted. Which queues get the consumers is decided i
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
@@ -21,6 +21,12 @@ _LOOK_AGAIN = 0.5
 """Seconds between two looks at the queues' depths while there is not room for all of them."""
 _LOOK_PAST = 0.25
 """Seconds after which a job that is not settled has its queue's next one fetched beside it."""
+
+
+def no_rank(_: QueueKey) -> float:
+    """Prefers no queue."""
+    return 0.0
+
 
 Ack = Callable[[], Awaitable[None]]
 Wrap = Callable[[AbstractIncomingMessage, QueueKey | None, Ack], Delivery]
@@ -57,6 +63,7 @@ class JobIntake:
     names: Names
     queues: Sequence[QueueKey]
     wrap: Wrap
+    rank: Callable[[QueueKey], float | None] = no_rank
     backlog: dict[QueueKey, int] = field(default_factory=dict)
     _wanted: int = 0
     _closed: bool = False
@@ -128,8 +135,12 @@ class JobIntake:
         """The queues that a consumer should wait on; those that have just brought a job wait for it to be settled."""
         now = asyncio.get_running_loop().time()
         recent = {tap.queue for tap in self._taps if tap.busy_since is not None and now - tap.busy_since < _LOOK_PAST}
-        free = [queue for queue in self.queues if queue not in recent]
-        return self._shares.choose(free, self.backlog, self._wanted)
+        return self._shares.choose(self._ranks(recent), self.backlog, self._wanted)
+
+    def _ranks(self, without: Collection[QueueKey]) -> dict[QueueKey, float]:
+        """The queues that may be listened to. One without a rank is not: its tenant runs as much as it may."""
+        ranks = {queue: self.rank(queue) for queue in self.queues if queue not in without}
+        return {queue: rank for queue, rank in ranks.items() if rank is not None}
 
     async def _look(self, admin: AbstractChannel) -> None:
         """Count the jobs that wait in each queue (the broker's own count, by a passive declaration)."""
@@ -178,7 +189,7 @@ class JobIntake:
         room = self._wanted - len(others)
         if room <= 0 or tap.queue in others:
             return []
-        return self._shares.choose([queue for queue in self.queues if queue not in others], self.backlog, room)
+        return self._shares.choose(self._ranks(others), self.backlog, room)
 
     def _drop_if_done(self, tap: _Tap) -> None:
         """Keep one idle channel for each queue; a second one was for looking past a job that waited."""

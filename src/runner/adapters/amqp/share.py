@@ -1,10 +1,11 @@
 """Which queues to listen to when there is not room for all. Pure.
 
-Stride scheduling: every job taken from a queue moves the queue's pass forward by 1 / weight, and the queue that is
-furthest behind goes first. A queue of twice the weight is taken from twice as often, and none starves.
+Priorities take turns by stride scheduling: every job taken moves its priority's pass forward by 1 / weight, and the one
+that is furthest behind goes first. One of twice the weight is taken from twice as often, and none starves. Within a
+priority, the queue with the lowest rank goes first: that of the tenant that spent the least.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runner.job import Priority
@@ -13,32 +14,46 @@ from runner.ports import QueueKey
 WEIGHTS: Mapping[Priority, float] = {Priority.HIGH: 8.0, Priority.NORMAL: 4.0, Priority.LOW: 1.0}
 """How often a priority's turn comes, beside the others'."""
 
+_Group = tuple[str, Priority]
+
 
 @dataclass(slots=True)
 class Shares:
     """Who was served how much."""
 
-    _passes: dict[QueueKey, float] = field(default_factory=dict)
+    _passes: dict[_Group, float] = field(default_factory=dict)
     _now: float = 0.0
 
     def served(self, queue: QueueKey) -> None:
         """A job was taken from the queue."""
-        self._now = max(self._now, self._pass(queue))
-        self._passes[queue] = self._pass(queue) + 1 / WEIGHTS[queue.priority]
+        passed = self._pass(queue)
+        self._now = max(self._now, passed)
+        self._passes[_group(queue)] = passed + 1 / WEIGHTS[queue.priority]
 
-    def choose(self, queues: Iterable[QueueKey], backlog: Mapping[QueueKey, int], count: int) -> list[QueueKey]:
-        """Up to `count` queues to listen to.
+    def choose(self, ranks: Mapping[QueueKey, float], backlog: Mapping[QueueKey, int], count: int) -> list[QueueKey]:
+        """Up to `count` of the queues in `ranks` to listen to.
 
         Where jobs wait in several queues, those that had more than their share pause until the others have caught up;
         queues where nothing waits are listened to as far as there is room.
         """
-        order = sorted(queues, key=self._pass)
+        order = sorted(ranks, key=lambda queue: (self._pass(queue), ranks[queue]))
         busy = [queue for queue in order if backlog.get(queue, 0) > 0]
         idle = [queue for queue in order if backlog.get(queue, 0) == 0]
-        due = [queue for queue in busy if self._pass(queue) <= self._pass(busy[0]) + 1 / WEIGHTS[queue.priority]]
-        return (due + idle)[:count]
+        return (self._due(busy) + idle)[:count]
+
+    def _due(self, busy: list[QueueKey]) -> list[QueueKey]:
+        """The first queue of each priority that is not ahead of its turn."""
+        first: dict[_Group, QueueKey] = {}
+        for queue in busy:
+            if self._pass(queue) <= self._pass(busy[0]) + 1 / WEIGHTS[queue.priority]:
+                first.setdefault(_group(queue), queue)
+        return list(first.values())
 
     def _pass(self, queue: QueueKey) -> float:
-        # A queue that was empty for long gets no credit for it: at most one turn of its own.
+        # A priority that was empty for long gets no credit for it: at most one turn of its own.
         floor = self._now - 1 / WEIGHTS[queue.priority]
-        return max(self._passes.get(queue, floor), floor)
+        return max(self._passes.get(_group(queue), floor), floor)
+
+
+def _group(queue: QueueKey) -> _Group:
+    return queue.pool, queue.priority
