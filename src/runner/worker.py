@@ -376,6 +376,8 @@ class Worker:
         await delivery.drop()
 
     async def _plan_and_run(self, delivery: Delivery, held: _Held, timeline: Timeline, arrived: "_Arrival") -> None:
+        if await self._is_cancelled(delivery, held, timeline):
+            return
         try:
             check_request(held.job, self._rules.policy)
             timeline.stack = await self._outside.stacks.resolve(held.job.stack)
@@ -458,10 +460,14 @@ class Worker:
                 raise
             await delivery.release()
             return False
-        if held.cancelled is not None:
-            reason = f"cancelled: {held.cancelled}" if held.cancelled else "cancelled"
-            await self._end_unstarted(delivery, held, timeline, (Outcome.CANCELLED, Blame.NONE, reason))
+        return not await self._is_cancelled(delivery, held, timeline)
+
+    async def _is_cancelled(self, delivery: Delivery, held: _Held, timeline: Timeline) -> bool:
+        """Deal with a job that was cancelled before it started: true when it is over."""
+        if held.cancelled is None:
             return False
+        reason = f"cancelled: {held.cancelled}" if held.cancelled else "cancelled"
+        await self._end_unstarted(delivery, held, timeline, (Outcome.CANCELLED, Blame.NONE, reason))
         return True
 
     async def _expire(self, delivery: Delivery, held: _Held, timeline: Timeline) -> None:
