@@ -66,6 +66,7 @@ class JobIntake:
     rank: Callable[[QueueKey], float | None] = no_rank
     backlog: dict[QueueKey, int] = field(default_factory=dict)
     _wanted: int = 0
+    _looked: float = float("-inf")
     _closed: bool = False
     _taken: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -120,7 +121,7 @@ class JobIntake:
 
     async def _arrange(self, connection: AbstractConnection, admin: AbstractChannel, tasks: asyncio.TaskGroup) -> None:
         """Open and close consumers until they are those that are wanted now."""
-        if self._wanted > 0:
+        if self._wanted > 0 and self._outdated():
             await self._look(admin)
         chosen = self._choose()
         for tap in [tap for tap in self._taps if tap.tag and tap.busy_since is None and tap.queue not in chosen]:
@@ -142,12 +143,18 @@ class JobIntake:
         ranks = {queue: self.rank(queue) for queue in self.queues if queue not in without}
         return {queue: rank for queue, rank in ranks.items() if rank is not None}
 
+    def _outdated(self) -> bool:
+        """Whether the depths have to be looked at again. Where there is room for all queues, a little later will do."""
+        now = asyncio.get_running_loop().time()
+        return self._wanted < len(self.queues) or now - self._looked >= _LOOK_AGAIN
+
     async def _look(self, admin: AbstractChannel) -> None:
         """Count the jobs that wait in each queue (the broker's own count, by a passive declaration)."""
         for queue in self.queues:
             async with asyncio.timeout(RPC_TIMEOUT):
                 declared = await admin.declare_queue(self.names.jobs(queue), passive=True)
             self.backlog[queue] = declared.declaration_result.message_count or 0
+        self._looked = asyncio.get_running_loop().time()
 
     async def _listen(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> None:
         idle = next((tap for tap in self._taps if tap.queue == queue and not tap.tag and tap.busy_since is None), None)
