@@ -112,7 +112,9 @@ class JobIntake:
             self._taps.clear()
 
     async def _until_changed(self) -> None:
-        tight = 0 < self._wanted < len(self.queues) or any(tap.busy_since is not None for tap in self._taps)
+        # A queue that is not listened to has to be looked at: nothing else tells that its turn has come.
+        listening = {tap.queue for tap in self._taps if tap.tag and tap.busy_since is None}
+        tight = self._wanted > 0 and len(listening) < len(self.queues)
         try:
             async with asyncio.timeout(_LOOK_AGAIN if tight else None):
                 await self._changed.wait()
