@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test services stop demo clean
+.PHONY: help setup lint check test services stop demo soak clean
 BIN := .venv/bin
 
 help: ## Show this list
@@ -28,6 +28,9 @@ stop: ## Stop the private broker and engine
 
 demo: ## See three jobs go through, from nothing to a result
 	@scripts/demo
+
+soak: setup ## Ten minutes of jobs while broker, engine, network and workers fail
+	@$(BIN)/python -m scripts.soak
 
 clean: ## Stop the private services and delete everything that was made
 	@scripts/services clean
