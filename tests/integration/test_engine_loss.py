@@ -89,9 +89,12 @@ async def test_an_engine_that_crashes_loses_its_jobs(tmp_path: Path, namespace: 
         assert house.log.created == house.log.removed
 
 
-async def test_an_engine_that_lets_containers_live_tells_their_end_later(tmp_path: Path, namespace: str) -> None:
+async def test_an_engine_that_lets_containers_live_has_kept_their_log(tmp_path: Path, namespace: str) -> None:
     async with own_engine(tmp_path, namespace, "--live-restore") as (engine, house):
-        attempt = house.attempt("sh", "-c", "echo up; while [ ! -s $JOB_PROGRESS_FILE ]; do sleep 0.1; done; exit 3")
+        script = (
+            "n=0; while [ ! -s $JOB_PROGRESS_FILE ]; do n=$((n + 1)); echo up $n; sleep 0.1; done; printf last; exit 3"
+        )
+        attempt = house.attempt("sh", "-c", script)
         container = await house.launch(attempt)
         waiting = asyncio.create_task(container.wait())
         await house.heard(b"up")
@@ -101,7 +104,10 @@ async def test_an_engine_that_lets_containers_live_tells_their_end_later(tmp_pat
         (house.state_dir / "jobs" / attempt.claim / "progress").write_text("go on")
         async with asyncio.timeout(60):
             end = await waiting
-        assert (end.code, end.signal, end.lost, end.complete) == (3, None, None, False)
+        assert (end.code, end.signal, end.lost, end.complete) == (3, None, None, True)
+        *counted, last = house.out.decode().split("\n")
+        assert counted == [f"up {number}" for number in range(1, len(counted) + 1)]
+        assert last == "last"
         await house.engine.discard(attempt)
         assert await house.names() == set()
 
@@ -118,7 +124,7 @@ async def test_a_job_can_be_killed_after_its_connection_broke(tmp_path: Path, na
         await container.kill()
         async with asyncio.timeout(60):
             end = await waiting
-        assert (end.code, end.signal, end.lost, end.complete) == (None, 9, None, False)
+        assert (end.code, end.signal, end.lost, end.complete) == (None, 9, None, True)
         await house.engine.discard(attempt)
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from pathlib import Path
@@ -174,8 +175,10 @@ def test_a_frame_with_wrong_bytes_is_refused_or_run(binary: Path, changes: list[
         end = init.finish()
     assert (end.raw_stdout == b"") == (end.code == 70)
     if end.code != 70:
-        _, _, record = end.raw_stdout.partition(end.stderr[-16:])
-        assert len(record) == 4 + struct.unpack_from("<I", record)[0]
+        _, _, record = end.raw_stdout.partition(end.stderr[-17:-1])
+        raw = bytes.fromhex(record.decode("ascii"))
+        assert len(raw) == 4 + struct.unpack_from("<I", raw)[0]
+        assert end.raw_stdout.endswith(b"\n")
 
 
 def test_the_smallest_frame(binary: Path) -> None:
@@ -184,9 +187,9 @@ def test_the_smallest_frame(binary: Path) -> None:
         init.stdin.close()
         end = init.finish()
     assert end.raw_stdout[:16] == bytes(range(16))
-    assert end.raw_stdout[24:25] == b"\n"
-    assert end.raw_stdout[25:41] == bytes(range(16, 32))
-    assert end.stderr == bytes(range(16, 32))
+    assert end.raw_stdout[32:34] == b"\n\n"
+    assert end.raw_stdout[34:50] == bytes(range(16, 32))
+    assert end.stderr == bytes(range(16, 32)) + b"\n"
 
 
 def test_the_input_that_follows_the_frame_is_the_jobs_to_the_byte(binary: Path) -> None:
@@ -654,8 +657,19 @@ def test_the_start_is_told_before_the_jobs_first_byte(binary: Path) -> None:
     job = describe(("echo", "first"))
     end = run(binary, job)
     assert end.raw_stdout.startswith(job.nonce[:16])
-    assert end.raw_stdout[24:30] == b"first\n"
-    assert end.raw_stdout[30:46] == job.nonce[16:]
+    assert end.raw_stdout[32:39] == b"\nfirst\n"
+    assert end.raw_stdout[39:55] == job.nonce[16:]
+
+
+def test_what_the_init_says_is_text_that_ends_its_line(binary: Path) -> None:
+    nonce = b"0123456789abcdefghijklmnopqrstuv"
+    job = replace(describe(sh("printf out; printf err >&2"), places=("/",)), nonce=nonce)
+    end = run(binary, job)
+    start, last = end.raw_stdout.decode("ascii").splitlines()
+    assert start.startswith("0123456789abcdef")
+    assert last.startswith("outghijklmnopqrstuv")
+    assert end.raw_stdout.endswith(b"\n")
+    assert (end.stdout, end.stderr) == (b"out", b"err")
 
 
 def test_an_init_that_may_open_nothing_still_reports(binary: Path) -> None:

@@ -33,13 +33,17 @@ def nanoseconds(moment: datetime) -> int:
 
 
 def start_record() -> bytes:
-    return START + struct.pack("<Q", nanoseconds(STARTED))
+    return START + struct.pack("<Q", nanoseconds(STARTED)).hex().encode() + b"\n"
 
 
 def end_record(*, status: int = 0, exec_errno: int = 0, counters: tuple[int, int, int] = (1, 2, 3)) -> bytes:
     body = struct.pack("<iiQQQQI", status, exec_errno, nanoseconds(ENDED), *counters, 1)
     body += struct.pack("<QQQQ", 4096, 1024, 10, 3)
-    return END + struct.pack("<I", len(body)) + body
+    return END + (struct.pack("<I", len(body)) + body).hex().encode() + b"\n"
+
+
+def last_words() -> bytes:
+    return END + b"\n"
 
 
 def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -71,7 +75,7 @@ def description(**changes: object) -> Description:
 @example(out=END[:15], err=END[:15], cuts=[])
 @example(out=START[:15] + END[:15], err=END[:1] * 40, cuts=list(range(200)))
 def test_any_chunking_gives_the_same_bytes_and_finds_the_records(out: bytes, err: bytes, cuts: list[int]) -> None:
-    stdout, stderr = start_record() + out + end_record(status=3 << 8), err + END
+    stdout, stderr = start_record() + out + end_record(status=3 << 8), err + last_words()
     scanner, own_out, own_err = scan(chunks(stdout, cuts), chunks(stderr, cuts))
     assert (own_out, own_err) == (out, err)
     assert scanner.started == STARTED
@@ -93,11 +97,11 @@ def test_streams_that_break_off_keep_all_bytes_and_prove_nothing(data: bytes, cu
 @pytest.mark.parametrize("self_similar", [b"\0" * 16, b"ab" * 8, b"aaaaaaaaaaaaaaab", b"aab" * 5 + b"a"])
 def test_a_nonce_that_repeats_itself_is_found(self_similar: bytes) -> None:
     for shift in range(17):
-        stream = b"x" + self_similar[:shift] + self_similar + b"y"
+        stream = b"x" + self_similar[:shift] + self_similar + b"\ny"
         position = stream.find(self_similar)
         scanner = OutputScanner(START + self_similar, ())
         own = b"".join(scanner.feed_stderr(bytes([byte])) for byte in stream) + scanner.flush_stderr()
-        assert own == stream[:position] + stream[position + 16 :]
+        assert own == stream[:position] + stream[position + 17 :]
 
 
 def test_output_is_handed_on_at_once_unless_a_nonce_may_have_begun() -> None:
@@ -110,7 +114,7 @@ def test_output_is_handed_on_at_once_unless_a_nonce_may_have_begun() -> None:
 
 @pytest.mark.parametrize("cut", range(1, len(end_record())))
 def test_a_report_that_breaks_off_is_no_report_and_no_output(cut: int) -> None:
-    scanner, out, _ = scan([start_record() + b"text" + end_record()[:cut]], [END])
+    scanner, out, _ = scan([start_record() + b"text" + end_record()[:cut]], [last_words()])
     assert scanner.report is None
     assert not scanner.complete
     assert out == b"text" + (END[:cut] if cut < len(END) else b"")
@@ -123,17 +127,31 @@ def test_a_report_of_another_length_is_not_believed() -> None:
 
 
 def test_the_report_is_found_when_the_start_record_was_stolen() -> None:
-    scanner, out, _ = scan([b"text" + end_record()], [END])
+    scanner, out, _ = scan([b"text" + end_record()], [last_words()])
     assert out == b"text"
     assert scanner.started is None
     assert scanner.complete
 
 
 def test_each_record_counts_once() -> None:
-    scanner, out, err = scan([start_record() + start_record()], [END + END])
+    scanner, out, err = scan([start_record() + start_record()], [last_words() + last_words()])
     assert out == start_record()
-    assert err == END
+    assert err == last_words()
     assert not scanner.complete
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr"),
+    [
+        (START + b"not sixteen digits\n" + end_record(), last_words()),
+        (start_record() + END + b"zzzzzzzz" + b"00" * 99, last_words()),
+        (start_record() + END + b"\xff" * 300, last_words()),
+        (start_record() + end_record(), END),
+    ],
+)
+def test_a_record_that_is_broken_proves_nothing(stdout: bytes, stderr: bytes) -> None:
+    scanner, _, _ = scan([stdout], [stderr])
+    assert not (scanner.started and scanner.complete)
 
 
 def test_a_report_in_full() -> None:

@@ -533,13 +533,26 @@ static int kill_all(void)
 }
 
 static struct __attribute__((packed)) {
-    uint8_t nonce[NONCE];
     uint32_t length;
     int32_t status, exec_errno;
     uint64_t ended_ns, cpu_ns, memory_peak, oom_kills;
     uint32_t places;
     struct { uint64_t bytes, bytes_free, inodes, inodes_free; } place[PLACES_MAX];
 } report;
+
+/* The engine's log keeps only text as it was, and only whole lines at once: so a record is text, and ends its line. */
+static void write_record(int fd, const uint8_t *nonce, const void *data, size_t size)
+{
+    static uint8_t text[NONCE + 2 * sizeof report + 1];
+    uint8_t *to = text + NONCE;
+    memcpy(text, nonce, NONCE);
+    for (const uint8_t *byte = data; size-- > 0; byte++) {
+        *to++ = (uint8_t)"0123456789abcdef"[*byte >> 4];
+        *to++ = (uint8_t)"0123456789abcdef"[*byte & 15];
+    }
+    *to++ = '\n';
+    write_all(fd, text, (size_t)(to - text));
+}
 
 static void measure_places(void)
 {
@@ -560,10 +573,9 @@ static void measure_places(void)
 static void write_report(void)
 {
     size_t size = offsetof(__typeof__(report), place) + job.places * sizeof report.place[0];
-    memcpy(report.nonce, job.end_nonce, NONCE);
     report.length = (uint32_t)(size - offsetof(__typeof__(report), status));
-    write_all(1, &report, size);
-    write_all(2, job.end_nonce, NONCE);
+    write_record(1, job.end_nonce, &report, size);
+    write_record(2, job.end_nonce, 0, 0);
 }
 
 static int exit_code(void)
@@ -584,12 +596,10 @@ static void reset_signals(void) /* ours and thereby the job's: what we were star
 
 static void announce_start(void)
 {
-    struct __attribute__((packed)) { uint8_t nonce[NONCE]; uint64_t ns; } start;
-    memcpy(start.nonce, job.start_nonce, NONCE);
-    start.ns = now(CLOCK_REALTIME);
+    uint64_t ns = now(CLOCK_REALTIME);
     if (job.has_timeout)
-        add_deadline(start.ns);
-    write_all(1, &start, sizeof start);
+        add_deadline(ns);
+    write_record(1, job.start_nonce, &ns, sizeof ns);
 }
 
 _Noreturn __attribute__((used)) void run(void)

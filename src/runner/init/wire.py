@@ -8,10 +8,12 @@ All numbers are little-endian. Down, on standard input, goes one frame (`Descrip
     4 working directory                                            5 u64 time-out in ms           7 a place to measure
     6 resource limit: u32 resource, u64 soft, u64 hard
 
-Up come the job's own streams, with the init's records in them (`OutputScanner`)::
+Up come the job's own streams, with the init's records in them (`OutputScanner`). What follows a nonce is written in
+hexadecimal digits and ends with a newline: the engine's log, which a later life of the daemon reads instead, keeps
+nothing but text as it was, and text that lacks its newline only later, or never::
 
-    stdout:  start nonce  u64 realtime ns   …the job's…   end nonce  u32 length  body
-    stderr:                                 …the job's…   end nonce
+    stdout:  start nonce  u64 realtime ns  newline   …the job's…   end nonce  u32 length  body  newline
+    stderr:                                          …the job's…   end nonce  newline
 
     body:  i32 wait status  i32 exec errno  u64 end, realtime ns  u64 cpu ns  u64 peak of memory  u64 OOM kills
            u32 places, then for each: u64 bytes  u64 bytes free  u64 inodes  u64 inodes free
@@ -53,7 +55,8 @@ class Description:
 
     `argv[0]` is looked for in the `PATH` of `env` unless it has a slash. `timeout` only tells the job its
     `JOB_DEADLINE`: stopping it is the daemon's work. `rlimits` maps the numbers of the module `resource` to soft and
-    hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 random bytes.
+    hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 bytes
+    that nobody can guess; where the engine's log is to be read, they are text without a newline.
     """
 
     nonce: bytes
@@ -169,24 +172,30 @@ class OutputScanner:
         return self._stderr.flush()
 
     def _take_start(self, data: bytes) -> int | None:
-        if len(data) < _U64.size:
+        record = _record(data, _U64.size)
+        if record is None:
             return None
-        self.started = _time(*_U64.unpack_from(data))
-        return _U64.size
+        if record:
+            self.started = _time(*_U64.unpack(record))
+        return 2 * _U64.size + 1
 
     def _take_report(self, data: bytes) -> int | None:
-        if len(data) < _LENGTH.size:
+        if len(data) < 2 * _LENGTH.size:
             return None
-        (length,) = _LENGTH.unpack_from(data)
-        end = _LENGTH.size + int(length)
-        if len(data) < end:
+        length = _unhex(data[: 2 * _LENGTH.size])
+        size = _LENGTH.size + (int(*_LENGTH.unpack(length)) if length else 0)
+        record = _record(data, size)
+        if record is None:
             return None
-        self.report = _report(data[_LENGTH.size : end], self._places)
-        return end
+        self.report = _report(record[_LENGTH.size :], self._places)
+        return 2 * size + 1
 
-    def _take_end(self, _data: bytes) -> int:
+    def _take_end(self, data: bytes) -> int | None:
+        record = _record(data, 0)
+        if record is None:
+            return None
         self._stderr_ended = True
-        return 0
+        return 1
 
 
 _TakeRecord = Callable[[bytes], int | None]
@@ -254,6 +263,18 @@ def _text(field: str, value: str) -> bytes:
 
 def _time(nanoseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def _record(data: bytes, size: int) -> bytes | None:
+    """The `size` bytes that begin a record; none if they are no digits, and None while more of it is to come."""
+    return _unhex(data[: 2 * size]) if len(data) > 2 * size else None
+
+
+def _unhex(text: bytes) -> bytes:
+    try:
+        return bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        return b""
 
 
 def _known(value: int) -> int | None:

@@ -7,7 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from http import HTTPStatus
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,6 +18,7 @@ import aiodocker
 import aiohttp
 
 from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.frames import FrameParser
 from runner.adapters.docker.observer import EngineObserver
 from runner.errors import ConfigError, EngineError, EngineGone, ImageMissing, RunnerError, StartError
 from runner.job import Bytes
@@ -31,6 +35,7 @@ class Operation(StrEnum):
     INSPECT = "inspect"
     CREATE = "create"
     ATTACH = "attach"
+    LOGS = "logs"
     START = "start"
     KILL = "kill"
     WAIT = "wait"
@@ -54,6 +59,7 @@ TIME_LIMITS: Mapping[Operation, timedelta] = {
     Operation.INSPECT: timedelta(seconds=10),
     Operation.CREATE: timedelta(seconds=60),
     Operation.ATTACH: timedelta(seconds=10),
+    Operation.LOGS: timedelta(seconds=10),
     Operation.START: timedelta(seconds=120),
     Operation.KILL: timedelta(seconds=20),
     Operation.WAIT: timedelta(seconds=60),
@@ -135,6 +141,27 @@ class EngineClient:
     async def attach(self, container: str) -> Attachment:
         """Take the streams of a container that was not started yet (afterwards it may hang, or miss something)."""
         return await self._call(Operation.ATTACH, lambda: self._attach(container))
+
+    async def read_log(self, container: str, take: Callable[[int, bytes], None], *, follow: bool) -> None:
+        """Read the engine's copy of a container's output from its beginning; `follow` it as long as it grows.
+
+        `take` gets each stream's number and bytes, in order. The end of it says nothing about the container's end.
+        """
+        request = partial(self._open_log, container, follow=follow)
+        response = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        frames, pause = FrameParser(), None if follow else TIME_LIMITS[Operation.LOGS].total_seconds()
+        try:
+            while True:
+                async with asyncio.timeout(pause):
+                    chunk = await response.content.readany()
+                if not chunk:
+                    return
+                for stream, pieces in groupby(frames.feed(chunk), key=itemgetter(0)):
+                    take(stream, b"".join(piece for _, piece in pieces))
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineGone(f"the engine broke off a container's log: {error!r}") from error
+        finally:
+            response.close()
 
     async def start(self, container: str) -> None:
         """Start it; done already when it runs. Raises `StartError` as well."""
@@ -224,6 +251,15 @@ class EngineClient:
                 timeout=None,
                 read_until_eof=False,
             )
+        )
+
+    async def _open_log(self, container: str, *, follow: bool) -> aiohttp.ClientResponse:
+        # Not aiodocker's log: it mixes the streams, drops what is not UTF-8, and keeps the connection.
+        return await self._docker._do_query(  # noqa: SLF001
+            f"containers/{container}/logs",
+            "GET",
+            params={"stdout": True, "stderr": True, "follow": follow},
+            timeout=None,
         )
 
     async def _call(

@@ -6,13 +6,14 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from runner.adapters.docker import ending
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import PLACES
 from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
@@ -22,12 +23,13 @@ from runner.ports import OnOutput
 _LOG = logging.getLogger(__name__)
 
 _BEGIN_LIMIT = 60.0
+_RESUME_TRIES = 10
+_RESUME_PAUSE = 0.2
 _KILL_PATIENCE = 2.0
 _HOLD = 3.0
 _HOLD_STEP = 0.5
 _LONGEST_PAUSE = 5.0
 _KILL_TRIES = 3
-_STDOUT, _STDERR = 1, 2
 
 # The ways that a container ends when the engine, or the machine under it, goes down.
 _LOST_CODES = frozenset({ending.SIGNAL_BASE + signal.SIGKILL, ending.SIGNAL_BASE + signal.SIGTERM, 255})
@@ -36,8 +38,9 @@ _LOST_CODES = frozenset({ending.SIGNAL_BASE + signal.SIGKILL, ending.SIGNAL_BASE
 class DockerContainer:
     """One job in one container. Implements `runner.ports.Container`.
 
-    The init's report in the output is the end of the job. Only where it does not come (the init was killed, or the
-    connection broke) the engine is asked, again and again, until it knows.
+    The init's report in the output is the end of the job. The output comes over the attachment; where that broke, or
+    an earlier life had it, it is read from the engine's log, and the engine is asked for the end as well, again and
+    again, until either tells it.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class DockerContainer:
         *,
         client: EngineClient,
         container: str,
-        attachment: Attachment,
+        attachment: Attachment | None,
         folder: JobFolder,
         limits: Limits,
         nonce: bytes,
@@ -57,11 +60,21 @@ class DockerContainer:
         self._limits = limits
         self._scanner = OutputScanner(nonce, PLACES)
         self._on_output = on_output
+        self._heard = Tally()
+        self._replay = Replay(client, container, self._heard, self._receive)
         self._started: datetime | None = None
+        self._ended: datetime | None = None
         self._begun = asyncio.Event()
-        self._closed = asyncio.Event()
+        self._told = asyncio.Event()  # the init has told the end, on both streams
+        self._settled = asyncio.Event()  # … or the attachment brings no more
         self._signalled = False
-        attachment.listen(self._receive, self._close)
+        self._unwatched = False  # the engine may have stopped the job while nobody saw it go
+        self._replayed = False
+        self._whole = True  # nothing is known to be missing from the beginning
+        if attachment is None:
+            self._settled.set()
+        else:
+            attachment.listen(self._receive, self._detach)
 
     @property
     def id(self) -> str:
@@ -75,6 +88,12 @@ class DockerContainer:
             raise RuntimeError("asked before the job began")
         return self._started
 
+    @property
+    def ended(self) -> datetime | None:
+        """When the job ended (UTC, by the init's clock), as soon as that is known."""
+        report = self._scanner.report
+        return report.ended if report is not None else self._ended
+
     async def begun(self) -> None:
         """Return when the job's process was started. Raises `EngineError` when it will not be."""
         try:
@@ -85,18 +104,45 @@ class DockerContainer:
         if self._started is None:
             raise await self._stillborn()
 
+    async def resume(self, began: datetime) -> None:
+        """Catch up with a job that an earlier life started; `began` is when its container was.
+
+        May be called again when it has failed. Raises `EngineError` when the job was never started.
+        """
+        self._replayed = True
+        for tries_left in reversed(range(_RESUME_TRIES)):
+            found = await self._client.inspect(self._id)
+            state = {} if found is None else found["State"]
+            await self._replay.catch_up()
+            if self._started is None and self._ran(state, patient=tries_left > 0):
+                self._started, self._whole = began, False  # the beginning of a long log is gone
+            if self._started is not None:
+                return self._note_end(state)
+            if state.get("Status") != "running":
+                break
+            await asyncio.sleep(_RESUME_PAUSE)
+        raise EngineError("the daemon ended before the job was started")
+
     async def wait(self) -> Exit:
         """Return once the job has ended and its output was handed over. May be awaited again after cancellation.
 
         Raises nothing: an engine that is away is waited for.
         """
-        await self._closed.wait()
-        report = self._scanner.report
-        return await (self._reported(report) if report is not None else self._unreported())
+        await self._settled.wait()
+        state: Mapping[str, Any] | None = None
+        if self._replayed or not self._told.is_set():
+            self._replayed = True
+            state = await self._see_out()
+            await self._read_rest()
+        if (report := self._scanner.report) is not None:
+            return await self._reported(report)
+        if state is None:
+            return Exit(lost="its container was removed from outside", output=self._folder.output())
+        return await self._judged(state)
 
     async def terminate(self) -> None:
         """Send SIGTERM to all processes of the job. Raises `EngineError` when the engine does not do it."""
-        if not self._closed.is_set() or self._scanner.report is None:
+        if not self._told.is_set():
             await self._signal(signal.SIGTERM)
 
     async def kill(self) -> None:
@@ -104,11 +150,11 @@ class DockerContainer:
 
         The init is asked first, so that it can report; the engine kills the init only if that takes too long.
         """
-        if not self._closed.is_set():
+        if not self._told.is_set():
             await self._signal(KILL_SIGNAL)
             try:
                 async with asyncio.timeout(_KILL_PATIENCE):
-                    await self._closed.wait()
+                    await self._told.wait()
             except TimeoutError:
                 pass
         if self._scanner.report is None:
@@ -119,55 +165,98 @@ class DockerContainer:
         return self._folder.progress()
 
     def _receive(self, stream: int, data: bytes) -> None:
-        if stream == _STDOUT:
+        self._heard.add(stream, data)
+        if stream == STDOUT:
             self._hand_over(Stream.OUT, self._scanner.feed_stdout(data))
-        elif stream == _STDERR:
+        elif stream == STDERR:
             self._hand_over(Stream.ERR, self._scanner.feed_stderr(data))
         if self._started is None and self._scanner.started is not None:
             self._started = self._scanner.started
             self._begun.set()
         if self._scanner.complete:
-            self._closed.set()
+            self._told.set()
+            self._settled.set()
 
-    def _close(self) -> None:
-        if not self._closed.is_set():
-            self._hand_over(Stream.OUT, self._scanner.flush_stdout())
-            self._hand_over(Stream.ERR, self._scanner.flush_stderr())
+    def _detach(self) -> None:
         self._begun.set()
-        self._closed.set()
+        self._settled.set()
 
     def _hand_over(self, stream: Stream, data: bytes) -> None:
         if data:
             self._on_output(stream, data)
 
-    async def _reported(self, report: Report) -> Exit:
-        end = ending.reported(
-            report, disk=self._limits.disk, output=self._folder.output(), complete=self._scanner.complete
-        )
-        if report.oom_kills is None and end.code != 0:
-            end = replace(end, oom_kills=await self._engine_saw_oom())
-        return await self._held(end)
+    def _ran(self, state: Mapping[str, Any], *, patient: bool) -> bool:
+        """Whether there was a job, though its start record is not there; `patient`: that may only be late."""
+        wrote = self._heard.counts[STDOUT] + self._heard.counts[STDERR] > 0
+        return self._scanner.report is not None or (wrote and not patient and state.get("Status") == "running")
 
-    async def _unreported(self) -> Exit:
-        """The end as the engine knows it, as soon as it does."""
-        away, pause = False, 0.1
+    def _note_end(self, state: Mapping[str, Any]) -> None:
+        if ending.over(state):
+            self._unwatched = True
+            self._ended = datetime.fromisoformat(state["FinishedAt"])
+
+    async def _see_out(self) -> Mapping[str, Any] | None:
+        """Follow the engine's log until it has the init's word, or the engine knows the end: its word, if so."""
+        async with asyncio.TaskGroup() as tasks:
+            told = tasks.create_task(self._told.wait())
+            asking = tasks.create_task(self._ask())
+            following = tasks.create_task(self._follow())
+            try:
+                await asyncio.wait({told, asking}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (told, asking, following):
+                    task.cancel()
+        return None if asking.cancelled() else asking.result()
+
+    async def _follow(self) -> NoReturn:
+        pause = 0.1
+        while True:
+            try:
+                await self._replay.catch_up(follow=True)
+            except EngineError as error:
+                _LOG.warning("a container's log cannot be read", extra={"container": self._id, "problem": str(error)})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _ask(self) -> Mapping[str, Any] | None:
+        """The state that the container ended in, as soon as the engine knows it; None if there is no container."""
+        pause = 0.1
         while True:
             try:
                 state = await self._ended_state()
-                if state is None:
-                    return Exit(lost="its container was removed from outside", output=self._folder.output())
-                if ending.over(state):
-                    return await self._judged(state, away=away)
+                if state is None or ending.over(state):
+                    return state
+                self._unwatched = False
             except EngineError as error:
-                away = away or isinstance(error, EngineGone)
+                self._unwatched = self._unwatched or isinstance(error, EngineGone)
                 _LOG.warning("a container's end is not known yet", extra={"container": self._id, "problem": str(error)})
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _judged(self, state: Mapping[str, Any], *, away: bool) -> Exit:
+    async def _read_rest(self) -> None:
+        """Make the pass that misses nothing, and shows whether anything was missed before."""
+        try:
+            await self._replay.catch_up()
+        except EngineError as error:
+            _LOG.warning("a container's log is incomplete", extra={"container": self._id, "problem": str(error)})
+        self._hand_over(Stream.OUT, self._scanner.flush_stdout())
+        self._hand_over(Stream.ERR, self._scanner.flush_stderr())
+
+    @property
+    def _complete(self) -> bool:
+        proven = self._replay.exact and self._whole if self._replayed else True
+        return self._scanner.complete and proven
+
+    async def _reported(self, report: Report) -> Exit:
+        end = ending.reported(report, disk=self._limits.disk, output=self._folder.output(), complete=self._complete)
+        if report.oom_kills is None and end.code != 0:
+            end = replace(end, oom_kills=await self._engine_saw_oom())
+        return await self._held(end)
+
+    async def _judged(self, state: Mapping[str, Any]) -> Exit:
         end = ending.inspected(state, output=self._folder.output())
         unexplained = not self._signalled and not end.oom_kills
-        if away and unexplained and int(state["ExitCode"]) in _LOST_CODES:
+        if self._unwatched and unexplained and int(state["ExitCode"]) in _LOST_CODES:
             return _lost(end)
         return await self._held(end)
 
@@ -189,6 +278,8 @@ class DockerContainer:
         """Watch the engine for a moment if it may have ended the job: before it goes down, it stops all containers."""
         if self._signalled or not ending.stopped_from_outside(end):
             return end
+        if self._unwatched:
+            return _lost(end)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _HOLD
         while loop.time() < deadline:

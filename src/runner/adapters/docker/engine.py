@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.adapters.docker.adoption import adopt
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnreachable, Operation, open_client
 from runner.adapters.docker.config import Site, create_body
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.nonces import Nonces
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
@@ -45,12 +47,21 @@ class DockerEngine:
     """Implements `runner.ports.Engine`. Make one with `open_engine`."""
 
     def __init__(
-        self, *, client: EngineClient, removal: Removal, census: Census, site: Site, jobs: Path, start_parallelism: int
+        self,
+        *,
+        client: EngineClient,
+        removal: Removal,
+        census: Census,
+        site: Site,
+        nonces: Nonces,
+        jobs: Path,
+        start_parallelism: int,
     ) -> None:
         self.client = client
         self._removal = removal
         self._census = census
         self._site = site
+        self._nonces = nonces
         self._jobs = jobs
         self._starting = asyncio.Semaphore(start_parallelism)
         self._launches: dict[str, _Launch] = {}
@@ -71,9 +82,24 @@ class DockerEngine:
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
-        name, plan = attempt.container_name, attempt.plan
+        name, plan, nonce = attempt.container_name, attempt.plan, self._nonces.of(attempt.claim)
         sandbox = await self._prepare(name, plan.stack, plan.limits, JobFolder(self._jobs / attempt.claim))
-        return await sandbox.run(attempt, on_output)
+        return await sandbox.run(attempt, nonce, on_output)
+
+    async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
+        """The container that an earlier life launched for the attempt; see `runner.ports.Engine`.
+
+        Waits for an engine that does not answer.
+        """
+        self.keep(attempt.container_name)
+        return await adopt(
+            attempt,
+            client=self.client,
+            boot=self._site.boot,
+            folder=JobFolder(self._jobs / attempt.claim),
+            nonce=self._nonces.of(attempt.claim),
+            on_output=on_output,
+        )
 
     async def discard(self, attempt: Attempt) -> None:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
@@ -168,7 +194,13 @@ async def open_engine(
         census = Census(observer)
         removal = Removal(client, census, observer, at_once=parallel)
         engine = DockerEngine(
-            client=client, removal=removal, census=census, site=site, jobs=jobs, start_parallelism=parallel
+            client=client,
+            removal=removal,
+            census=census,
+            site=site,
+            nonces=Nonces(state_dir / "secret"),
+            jobs=jobs,
+            start_parallelism=parallel,
         )
         sweep = Sweep(
             client=client,

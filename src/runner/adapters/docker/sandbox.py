@@ -1,7 +1,5 @@
 """A started container in which nothing runs but the init, waiting to be told what to run."""
 
-import secrets
-
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
@@ -10,8 +8,6 @@ from runner.adapters.docker.files import JobFolder
 from runner.errors import StartError
 from runner.job import Attempt
 from runner.ports import OnOutput
-
-_NONCE_ENTROPY = 24  # in bytes; as text it has the length that the init wants
 
 
 class Sandbox:
@@ -23,11 +19,9 @@ class Sandbox:
         self._attachment = attachment
         self._folder = folder
 
-    async def run(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
+    async def run(self, attempt: Attempt, nonce: bytes, on_output: OnOutput) -> DockerContainer:
         """Hand the job over to the init; return when its process was started. Raises `EngineError` or `StartError`."""
         job = attempt.plan.job
-        # Text, because the engine's log keeps nothing else as it was.
-        nonce = secrets.token_urlsafe(_NONCE_ENTROPY).encode()
         try:
             frame = describe(attempt, nonce).encode()
         except ValueError as error:

@@ -1,0 +1,69 @@
+"""Going on with a container that an earlier life of the daemon started."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TypeVar
+
+from runner.adapters.docker.client import EngineClient
+from runner.adapters.docker.config import LABEL_BOOT
+from runner.adapters.docker.container import DockerContainer
+from runner.adapters.docker.files import JobFolder
+from runner.errors import EngineError, EngineGone
+from runner.job import Attempt
+from runner.ports import OnOutput
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_PIPE = 64 * 1024
+"""What a pipe holds for its reader, see pipe(7)."""
+_LONGEST_PAUSE = 5.0
+
+
+async def adopt(
+    attempt: Attempt,
+    *,
+    client: EngineClient,
+    boot: str,
+    folder: JobFolder,
+    nonce: bytes,
+    on_output: OnOutput,
+) -> DockerContainer:
+    """The attempt's container, with all of its output from the beginning.
+
+    Raises `EngineError` when its job is lost: never started, gone, or without its input. Waits for an engine that does
+    not answer, for as long as it takes.
+    """
+    found = await _patiently(lambda: client.inspect(attempt.container_name))
+    if found is None:
+        raise EngineError("its container was gone when the daemon came back")
+    if found["Config"]["Labels"].get(LABEL_BOOT) != boot:
+        raise EngineError("the machine was started anew, and the job ended with it")
+    if len(attempt.plan.job.stdin or b"") > _PIPE:
+        raise EngineError("the daemon ended while the job had not read all of its input, so that the rest was lost")
+    container = DockerContainer(
+        client=client,
+        container=str(found["Id"]),
+        attachment=None,
+        folder=folder,
+        limits=attempt.plan.limits,
+        nonce=nonce,
+        on_output=on_output,
+    )
+    began = datetime.fromisoformat(found["State"]["StartedAt"])
+    await _patiently(lambda: container.resume(began))
+    return container
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call until the engine answers it."""
+    pause = 0.1
+    while True:
+        try:
+            return await call()
+        except EngineGone as error:
+            _LOG.warning("a container cannot be adopted yet", extra={"problem": str(error)})
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
