@@ -124,6 +124,7 @@ class Worker:
         self._arriving = 0
         self._pauses: dict[str, str] = {}
         self._draining = False
+        self._stopping = self._at_once = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._drained = asyncio.Event()
@@ -201,7 +202,9 @@ class Worker:
         self._adoptable.clear()
 
     def stop_all(self, *, at_once: bool = False) -> None:
-        """End every running job so that another worker may run it again."""
+        """End every job that runs, or is about to, so that another worker may run it again."""
+        self._at_once = self._at_once or at_once
+        self._stopping = True
         for held in self._held.values():
             if held.run is not None:
                 held.run.stop(StopReason.SHUTDOWN, at_once=at_once)
@@ -399,10 +402,11 @@ class Worker:
 
     def _postponement(self, delivery: Delivery, job: Job) -> timedelta:
         """How long the job has to wait before it may start here at all."""
-        due = delivery.not_before or job.published
+        now = self._outside.now()
+        due = delivery.not_before or now  # not when it was published: the submitter's clock may be ahead
         if delivery.fresh and job.delay is not None:
             due = job.published + job.delay
-        wait = due - self._outside.now()
+        wait = due - now
         if wait > _CLOCKS_DIFFER:
             return wait
         return _CAPPED_AGAIN if self._fairness.full(job.route.tenant) else timedelta()
@@ -442,21 +446,24 @@ class Worker:
         self, held: _Held, plan: Plan, delivery: Delivery, timeline: Timeline, arrived: "_Arrival"
     ) -> bool:
         """Wait for room. False when the job is over before it started: expired, cancelled, or given back."""
-        limits = plan.limits
+        limits, left = plan.limits, self._time_left(held.job, delivery.number)
+        if left is not None and left <= 0:
+            await self._expire(delivery, held, timeline)
+            return False
         now = asyncio.get_running_loop().time()
         self._capacity.offer(held.claim, Claim.of(limits), limits.timeout + limits.grace, now)
         self._fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
         arrived.over()
         self._admit()
         try:
-            async with asyncio.timeout(self._time_left(held.job, delivery.number)):
+            async with asyncio.timeout(left):
                 if held.cancelled is None:
                     await held.admitted
         except TimeoutError:
             await self._expire(delivery, held, timeline)
             return False
         except asyncio.CancelledError:
-            if not held.admitted.cancelled():
+            if not held.admitted.cancelled() or _is_cancelled():
                 raise
             await delivery.release()
             return False
@@ -525,6 +532,8 @@ class Worker:
         held.run, attempt = run, run.attempt
         if held.cancelled is not None:
             held.run.stop(StopReason.CANCELLED, held.cancelled)
+        if self._stopping:
+            held.run.stop(StopReason.SHUTDOWN, at_once=self._at_once)
         try:
             held.cpu_seconds = await self._run(run, lease)
         finally:
@@ -560,8 +569,8 @@ class Worker:
             delay = timedelta(seconds=1)
             timeline.tell(EventKind.DEFERRED, reason=str(error), delay=delay)
             await timeline.told()
-            await self._outside.journal.ended(timeline.claim, finished=False)
             await lease.defer(delay)
+            await self._outside.journal.ended(timeline.claim, finished=False)
             self._outside.observer.deferred()
             return 0.0
         await self._conclude(result, run.attempt, lease, timeline)
@@ -575,8 +584,9 @@ class Worker:
         if isinstance(decision, Retry):
             timeline.tell(EventKind.RETRYING, outcome=verdict.outcome, delay=decision.delay, reason=verdict.reason)
             await timeline.told()
-            await self._outside.journal.ended(timeline.claim, finished=False)
+            # In this order: a lease whose claim is over counts as settled, and a crash in between would lose the job.
             await lease.retry(decision.delay, platform=decision.platform)
+            await self._outside.journal.ended(timeline.claim, finished=False)
             self._outside.observer.retried(verdict.blame)
             return
         last = timeline.event(EventKind.FINISHED, result=result)
@@ -599,6 +609,12 @@ class Worker:
                 "reason": result.verdict.reason,
             },
         )
+
+
+def _is_cancelled() -> bool:
+    """Whether this task itself was cancelled, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Arrival:
