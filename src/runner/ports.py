@@ -129,6 +129,10 @@ class Delivery(Protocol):
         """True for a new submission; false for what came by an internal path (retry, lease, delay)."""
 
     @property
+    def live(self) -> bool:
+        """False once the broker has taken the message back: it gives the job out again, and this one cannot be claimed."""
+
+    @property
     def number(self) -> int:
         """The attempt that the next start would be, from 1."""
 

@@ -95,10 +95,16 @@ class _Held:
 
     claim: str
     job: Job
+    delivery: Delivery
     admitted: asyncio.Future[None]
+    claimed: bool = False
     run: Run | None = None
     cancelled: str | None = None
     cpu_seconds: float | None = None
+
+    def has(self, key: JobKey) -> bool:
+        """Whether this is that job, and the broker has not given it to somebody else meanwhile."""
+        return self.job.key == key and (self.claimed or self.delivery.live)
 
 
 class Worker:
@@ -289,12 +295,12 @@ class Worker:
             await self._reject(delivery, self._timeline(delivery, tasks), submission.code, submission.reason)
             return
         timeline = self._timeline(delivery, tasks)
-        known = any(held.job.key == submission.key for held in self._held.values())
+        known = any(held.has(submission.key) for held in self._held.values())
         if delivery.vanished is not None and delivery.vanished.claim in self._adoptable:
             earlier = self._adoptable.pop(delivery.vanished.claim)
             await self._adopt(delivery, submission, earlier, tasks, arrived)
             return
-        held = _Held(timeline.claim, submission, asyncio.get_running_loop().create_future())
+        held = _Held(timeline.claim, submission, delivery, asyncio.get_running_loop().create_future())
         held.cancelled = self._cancelled.get(submission.key)
         self._held[timeline.claim] = held
         try:
@@ -330,7 +336,7 @@ class Worker:
         timeline = self._timeline(delivery, tasks)
         timeline.claim, timeline.attempt, timeline.stack = claim, record.attempt, choices.stack
         timeline.seq = _SEQ_OF_A_LIFE * (earlier.lives + 1)
-        held = _Held(claim, job, asyncio.get_running_loop().create_future())
+        held = _Held(claim, job, delivery, asyncio.get_running_loop().create_future(), claimed=True)
         held.cancelled = self._cancelled.get(job.key)
         self._held[claim] = held
         lasts = plan.limits.timeout + plan.limits.grace
@@ -463,7 +469,7 @@ class Worker:
             await self._expire(delivery, held, timeline)
             return False
         except asyncio.CancelledError:
-            if not held.admitted.cancelled() or _is_cancelled():
+            if not held.admitted.cancelled() or _goes_down():
                 raise
             await delivery.release()
             return False
@@ -521,6 +527,7 @@ class Worker:
     async def _claim_and_run(self, delivery: Delivery, held: _Held, plan: Plan, timeline: Timeline) -> None:
         claimed = self._outside.now()
         lease = await delivery.claim(held.claim)
+        held.claimed = True
         attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)
         timeline.attempt = lease.number
         choices = Choices.of(plan)
@@ -611,7 +618,7 @@ class Worker:
         )
 
 
-def _is_cancelled() -> bool:
+def _goes_down() -> bool:
     """Whether this task itself was cancelled, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -163,6 +163,14 @@ class JobDelivery:
     not_before: datetime | None = None
 
     @property
+    def live(self) -> bool:
+        """False once the channel that it came on is closed."""
+        try:
+            return not self.message.channel.is_closed
+        except BROKER_FAULTS:
+            return False
+
+    @property
     def number(self) -> int:
         """The attempt that the next start would be."""
         return self._passport.attempts + 1
