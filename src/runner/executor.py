@@ -83,6 +83,11 @@ class Run:
         if self.earlier.stop is not None:
             self.stop(self.earlier.stop, self.earlier.stop_detail)
 
+    @property
+    def stopped(self) -> StopReason | None:
+        """Why the job is or was ended, if we did it."""
+        return self._stop.reason if self._stop else None
+
     def stop(self, reason: StopReason, detail: str = "", *, at_once: bool = False) -> None:
         """End the job: SIGTERM, its grace, SIGKILL. `at_once` leaves out the grace, also of an earlier stop."""
         if self._stop is None:
@@ -110,25 +115,25 @@ class Run:
         container = await (self._launch() if self.earlier is None else self._adopt())
         if container is None:
             return Exit()
-        self._begun(container)
+        started = self._begun(container)
         try:
-            return await self._see_through(container)
+            return await self._see_through(container, started)
         finally:
             self.observer.attempt_ended(self.attempt.plan.stack.name)
 
-    async def _see_through(self, container: Container) -> Exit:
+    async def _see_through(self, container: Container, started: datetime) -> Exit:
         """Watch over a job that runs until it has ended."""
         async with asyncio.TaskGroup() as tasks:
             watches = [
-                tasks.create_task(self._enforce(container)),
-                tasks.create_task(self._write_down(container)),
+                tasks.create_task(self._enforce(container, started)),
+                tasks.create_task(self._write_down(container, started)),
                 tasks.create_task(self._watch_progress(container)),
                 tasks.create_task(self._pump_log()),
                 tasks.create_task(self._note_log()),
             ]
             try:
                 end = await container.wait()
-                self._ended = self.now()
+                self._ended = container.ended or self.now()
                 return end
             finally:
                 for watch in watches:
@@ -155,24 +160,28 @@ class Run:
     async def _adopt(self) -> Container:
         return await self.engine.adopt(self.attempt, self._output)
 
-    def _begun(self, container: Container) -> None:
+    def _begun(self, container: Container) -> datetime:
+        """Tell of the start, unless our earlier life has; when it was."""
         plan = self.attempt.plan
-        self._started = container.started
-        if self.earlier is not None and self.earlier.container is not None:
+        started = self._started = container.started
+        if self.earlier is not None and self.earlier.deadline is not None:
+            # The container may have to guess, where the beginning of a long log is gone.
+            started = self._started = self.earlier.deadline - plan.limits.timeout - plan.limits.grace
             self.observer.job_adopted(plan)
-            return
-        seconds = (container.started - self.claimed).total_seconds()
+            return started
+        seconds = (started - self.claimed).total_seconds()
         self.observer.job_started(plan, warm=False, seconds=max(0.0, seconds))
         self.timeline.tell(
             EventKind.STARTED,
             container=container.id,
             warm=False,
-            deadline=container.started + plan.limits.timeout,
+            deadline=started + plan.limits.timeout,
         )
+        return started
 
-    async def _write_down(self, container: Container) -> None:
+    async def _write_down(self, container: Container, started: datetime) -> None:
         limits = self.attempt.plan.limits
-        deadline = container.started + limits.timeout + limits.grace
+        deadline = started + limits.timeout + limits.grace
         await self.journal.started(self.attempt.claim, container.id, deadline)
 
     def _output(self, stream: Stream, data: bytes) -> None:
@@ -184,10 +193,12 @@ class Run:
         if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
-    async def _enforce(self, container: Container) -> None:
+    async def _enforce(self, container: Container, started: datetime) -> None:
         """End the job when its time is up or somebody asks; the reason is on record before a signal is sent."""
+        if container.ended is not None:
+            return  # it ended by itself while no daemon ran, perhaps long ago
         limits = self.attempt.plan.limits
-        ran = max(timedelta(), self.now() - container.started)
+        ran = max(timedelta(), self.now() - started)
         try:
             async with asyncio.timeout((limits.timeout - ran).total_seconds()):
                 await self._stopping.wait()

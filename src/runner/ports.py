@@ -46,6 +46,10 @@ class Container(Protocol):
     def started(self) -> datetime:
         """When the job's own process was started (UTC, by the init's clock)."""
 
+    @property
+    def ended(self) -> datetime | None:
+        """When the job ended, by the same clock; None before, and where nothing can tell."""
+
     async def wait(self) -> Exit:
         """Return once the job has ended and its output was handed over. May be awaited again after cancellation."""
 
@@ -89,7 +93,10 @@ class Engine(Protocol):
 
 
 class Lease(Protocol):
-    """The right to run a job that was claimed. Every lease is given back exactly once, by the last three methods."""
+    """The right to run a job that was claimed.
+
+    Every lease is given back exactly once, by the last three methods, unless it turns out not to be ours any more.
+    """
 
     @property
     def number(self) -> int:
@@ -98,6 +105,15 @@ class Lease(Protocol):
     @property
     def lost(self) -> int:
         """How often the platform lost the job before."""
+
+    async def ours(self) -> bool:
+        """Whether nobody has taken the job over; waits for as long as the broker cannot tell."""
+
+    async def taken_over(self) -> None:
+        """Return when another worker has the job."""
+
+    async def endangered(self, ahead: timedelta) -> None:
+        """Return when we are cut off, and another worker may have the job `ahead` from now."""
 
     async def settle(self) -> None:
         """The job's `finished` is confirmed: forget the job."""

@@ -61,7 +61,7 @@ def _stop_sentence(plan: Plan, stop: StopReason, detail: str) -> str:
             limit = format_size(plan.limits.log_bytes)
             return f"wrote more than {limit} of log, its limit, and its stack ends a job for that"
         case StopReason.SUPERSEDED:
-            return "another worker has taken the job over"
+            return detail or "another worker has taken the job over"
         case _:
             assert_never(stop)
 

@@ -160,6 +160,15 @@ class Worker:
         why = {held.job.key: self._capacity.waits_for(claim) for claim, held in self._held.items()}
         return {key: reason for key, reason in why.items() if reason is not None}
 
+    def held(self) -> dict[str, JobKey]:
+        """The jobs that are here, by claim: running, waiting, or left by an earlier life and not taken up yet."""
+        left = {claim: earlier.record.key for claim, earlier in self._adoptable.items()}
+        return left | {claim: held.job.key for claim, held in self._held.items()}
+
+    def free(self) -> tuple[Claim, int]:
+        """What no running job claims, and how many more jobs could run if they were small enough."""
+        return self._capacity.free, max(0, self._capacity.slots)
+
     def container_names(self) -> frozenset[str]:
         """The containers that belong to a job of ours; a sweep leaves them alone."""
         return frozenset(container_name(self._rules.name, claim) for claim in self._held)
@@ -201,11 +210,16 @@ class Worker:
 
     async def abandon(self) -> None:
         """Give up the claims of our earlier life whose leases have not come back: somebody else has those jobs."""
-        for claim, earlier in self._adoptable.items():
+        for claim in list(self._adoptable):
+            await self.superseded(claim)
+
+    async def superseded(self, claim: str) -> None:
+        """Give up a claim of our earlier life: somebody else has the job. Running jobs hear of it by their leases."""
+        earlier = self._adoptable.pop(claim, None)
+        if earlier is not None:
             log.warning("a claim of an earlier life is lost", extra={"job_id": earlier.record.key.id, "claim": claim})
             await self._outside.journal.ended(claim, finished=False)
             self._outside.engine.drop(earlier.record.container_name)
-        self._adoptable.clear()
 
     def stop_all(self, *, at_once: bool = False) -> None:
         """End every job that runs, or is about to, so that another worker may run it again."""
@@ -308,6 +322,10 @@ class Worker:
                 await self._drop_duplicate(delivery, timeline)
             elif await self._is_lost_for_good(delivery, held, timeline):
                 return
+            elif delivery.vanished is not None and delivery.vanished.worker != self._rules.name:
+                # Back into its own queue: we may be full, of another pool, or without its stack.
+                await timeline.told()
+                await delivery.defer(timedelta())
             else:
                 await self._plan_and_run(delivery, held, timeline, arrived)
         finally:
@@ -569,6 +587,7 @@ class Worker:
     async def _run(self, run: Run, lease: Lease) -> float | None:
         """Run the job and settle it; the CPU seconds that it used, if known."""
         timeline = run.timeline
+        watch = timeline.tasks.create_task(_stop_unless_ours(run, lease))
         try:
             result = await run.execute()
         except ImageMissing as error:
@@ -580,7 +599,17 @@ class Worker:
             await self._outside.journal.ended(timeline.claim, finished=False)
             self._outside.observer.deferred()
             return 0.0
-        await self._conclude(result, run.attempt, lease, timeline)
+        finally:
+            watch.cancel()
+        if run.stopped is StopReason.SUPERSEDED:
+            # What is left of it has to go now: it may be long until the broker can tell whose the job is.
+            await self._outside.engine.discard(run.attempt)
+        if await lease.ours():
+            await self._conclude(result, run.attempt, lease, timeline)
+        else:
+            log.warning("job left to another worker", extra={"job_id": timeline.job_id, "claim": timeline.claim})
+            await timeline.told()
+            await self._outside.journal.ended(timeline.claim, finished=False)
         return result.usage.cpu_seconds
 
     async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
@@ -634,6 +663,23 @@ class _Arrival:
         if self._worker is not None:
             self._worker._arriving -= 1  # noqa: SLF001 - a part of the worker
             self._worker = None
+
+
+async def _stop_unless_ours(run: Run, lease: Lease) -> None:
+    """End the job when another worker has it, or a fenced one before another worker may have it."""
+    async with asyncio.TaskGroup() as tasks:
+        if run.attempt.plan.job.fence:
+            tasks.create_task(_fence(run, lease))
+        await lease.taken_over()
+        run.stop(StopReason.SUPERSEDED)
+
+
+async def _fence(run: Run, lease: Lease) -> None:
+    why = "its worker was cut off from the broker for nearly as long as its lease, and the job is fenced"
+    await lease.endangered(run.attempt.plan.limits.grace)
+    run.stop(StopReason.SUPERSEDED, why)
+    await lease.endangered(timedelta())
+    run.stop(StopReason.SUPERSEDED, why, at_once=True)
 
 
 def _phases(times: Times) -> Phases:

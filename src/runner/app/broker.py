@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -13,14 +13,18 @@ from runner.adapters.amqp import topology
 from runner.adapters.amqp.control import Command, Control
 from runner.adapters.amqp.delivery import Desk, plain_ack
 from runner.adapters.amqp.events import EventPublisher
+from runner.adapters.amqp.depths import Depths
+from runner.adapters.amqp.find import Finder, Knowledge
 from runner.adapters.amqp.frames import tolerate_odd_frames
 from runner.adapters.amqp.intake import JobIntake
 from runner.adapters.amqp.leases import Leases
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, Link, describe
 from runner.adapters.amqp.logs import LogPublisher
+from runner.adapters.amqp.lost import Lost
 from runner.adapters.amqp.namelock import NameLock
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Publisher
+from runner.adapters.amqp.pulse import Pulse
 from runner.adapters.amqp.unrouted import Unrouted
 from runner.adapters.metrics import Metrics
 from runner.errors import ConfigError
@@ -89,6 +93,11 @@ def expected_topology(settings: Settings) -> topology.Topology:
     return topology.describe_topology(Names(settings.amqp.namespace), queues, max_age)
 
 
+def visible_queues(settings: Settings) -> list[str]:
+    """The queues in which jobs or their remains may wait: of our pools, and those that all workers share."""
+    return [queue.name for queue in expected_topology(settings).queues if queue.arguments["x-queue-type"] != "stream"]
+
+
 @asynccontextmanager
 async def open_broker(
     settings: Settings,
@@ -96,17 +105,22 @@ async def open_broker(
     *,
     commands: Mapping[str, Command],
     cancel: Callable[[JobKey, str], None],
+    superseded: Callable[[str], Awaitable[None]],
     rank: Callable[[QueueKey], float | None],
+    knowledge: Knowledge,
 ) -> AsyncIterator[Broker]:
     """The broker, connected as long as the context lasts; it need not be there yet."""
     names, worker = Names(settings.amqp.namespace), settings.worker.name
     publisher, log_publisher = Publisher(), Publisher()
+    pulse = Pulse(settings.amqp.heartbeat)
     leases = Leases(
         names=names,
         worker=worker,
         lifetime=settings.worker.lease,
         publisher=publisher,
         observer=metrics,
+        pulse=pulse,
+        superseded=superseded,
     )
     desk = Desk(names=names, publisher=publisher, leases=leases)
     tenants = [name for name, tenant in settings.tenants.items() if tenant.queue]
@@ -114,6 +128,11 @@ async def open_broker(
         names=names, queues=topology.job_queues(settings.worker.pools, tenants), wrap=desk.open, rank=rank
     )
     control = Control(names=names, worker=worker, publisher=publisher, commands=commands, cancel=cancel)
+    lost = Lost(desk=desk, worker=worker, heartbeat=settings.amqp.heartbeat, offer=intake.offer)
+    finder = Finder(
+        names=names, worker=worker, knowledge=knowledge, publisher=publisher, log_publisher=log_publisher
+    )
+    depths = Depths(queues=visible_queues(settings), tell=metrics.queue_depth)
     logs = LogPublisher(names=names, publisher=log_publisher, dropped=metrics.output_omitted)
     consume = Link(
         urls=settings.amqp.url,
@@ -122,7 +141,8 @@ async def open_broker(
         heartbeat=settings.amqp.heartbeat,
         observer=metrics,
         enter=NameLock(names=names, worker=worker).take,
-        users=(leases.use, control.use, Unrouted(desk=desk, offer=intake.offer).use, intake.use),
+        pulse=pulse,
+        users=(leases.use, lost.use, control.use, Unrouted(desk=desk, offer=intake.offer).use, intake.use, finder.use, depths.use),
     )
     links = (
         consume,

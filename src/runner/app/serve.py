@@ -6,19 +6,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
 from runner import __version__
 from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.health import EngineHealth
+from runner.adapters.history import History, open_history
 from runner.adapters.http import Views, serve_http
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
+from runner.app.knowledge import WorkerKnowledge
+from runner.app.record import RecordedEvents, RecordedLogs
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import Notice, new_ordered_id
 from runner.errors import ConfigError
@@ -42,6 +45,14 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(WorkerLock(settings.worker.state_dir).hold())
         journal = await stack.enter_async_context(open_journal(settings.worker.state_dir, _now))
+        history = await stack.enter_async_context(
+            open_history(
+                settings.worker.state_dir,
+                max_age=settings.history.max_age,
+                max_bytes=settings.history.max_bytes,
+                now=_now,
+            )
+        )
         images = await stack.enter_async_context(open_images(settings.engine.url))
         catalog = Catalog(settings.stacks.dir, images, runtimes=settings.engine.runtimes)
         metrics = _metrics(settings, catalog)
@@ -71,6 +82,7 @@ class Daemon:
 
     settings: Settings
     journal: SqliteJournal
+    history: History
     catalog: Catalog
     metrics: Metrics
     house: OpenEngine
@@ -104,7 +116,9 @@ class Daemon:
         try:
             await ready_topology(self.settings)
             owed = await self.journal.owed_notices()
-            adoptable = {claim.record.claim: claim for claim in await self.journal.open_claims()}
+            for notice in owed.values():
+                self.history.note(notice)
+            adoptable = {claim.record.claim: await self._resumed(claim) for claim in await self.journal.open_claims()}
             for claim in adoptable.values():
                 self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
@@ -112,6 +126,14 @@ class Daemon:
         except asyncio.CancelledError:
             if not stop.first.is_set():
                 raise
+
+    async def _resumed(self, claim: OpenClaim) -> OpenClaim:
+        """What the history lacks of the log is told again: the world drops repeats."""
+        kept = await self.history.position(claim.record.claim)
+        if kept is None:
+            return claim
+        logged = replace(claim.logged, out=min(kept.out, claim.logged.out), err=min(kept.err, claim.logged.err))
+        return replace(claim, logged=logged)
 
     async def _serve(
         self, stop: "Stop", manager: ServiceManager, adoptable: Mapping[str, OpenClaim], owed: Mapping[str, Notice]
@@ -125,7 +147,13 @@ class Daemon:
         }
         async with (
             open_broker(
-                self.settings, self.metrics, commands=commands, cancel=self._cancel, rank=self._rank
+                self.settings,
+                self.metrics,
+                commands=commands,
+                cancel=self._cancel,
+                superseded=self._superseded,
+                rank=self._rank,
+                knowledge=WorkerKnowledge(history=self.history, worker=lambda: self.worker),
             ) as self.broker,
             asyncio.TaskGroup() as tasks,
         ):
@@ -138,7 +166,6 @@ class Daemon:
                     health.run(),
                     self.house.sweep.run(),
                     self._watch_disk(),
-                    self._watch_queues(),
                     self._pay(self.broker, owed),
                     self._abandon(self.broker, worker),
                     self._leave(stop, manager, worker),
@@ -191,8 +218,8 @@ class Daemon:
         outside = Outside(
             intake=broker.intake,
             engine=self.house.engine,
-            events=broker.events,
-            log_sink=broker.log_sink,
+            events=RecordedEvents(publisher=broker.events, history=self.history),
+            log_sink=RecordedLogs(publisher=broker.log_sink, history=self.history),
             journal=self.journal,
             stacks=self.catalog,
             observer=self.metrics,
@@ -267,6 +294,10 @@ class Daemon:
         if self.worker is not None:
             self.worker.cancel(key, reason)
 
+    async def _superseded(self, claim: str) -> None:
+        if self.worker is not None:
+            await self.worker.superseded(claim)
+
     async def _drain(self) -> Json:
         os.kill(os.getpid(), signal.SIGTERM)
         return self.status()
@@ -293,13 +324,6 @@ class Daemon:
             elif self.worker is not None:
                 self.worker.resume("disk")
             await asyncio.sleep(_DISK_EVERY)
-
-    async def _watch_queues(self) -> NoReturn:
-        while True:
-            if self.broker is not None:
-                for queue, depth in self.broker.intake.backlog.items():
-                    self.metrics.queue_depth(self.broker.intake.names.jobs(queue), depth)
-            await asyncio.sleep(1)
 
 
 @dataclass(slots=True)

@@ -267,6 +267,18 @@ class JobLease:
         """How often the platform lost the job before."""
         return self.passport.lost
 
+    async def ours(self) -> bool:
+        """Whether nobody has taken the job over; waits while the broker cannot tell."""
+        return await self.hold.ours()
+
+    async def taken_over(self) -> None:
+        """Return when another worker has the job."""
+        await self.hold.taken_over()
+
+    async def endangered(self, ahead: timedelta) -> None:
+        """Return when another worker may have the job, `ahead` from now, because we are cut off."""
+        await self.hold.endangered(ahead)
+
     async def settle(self) -> None:
         """Forget the job."""
         await self.hold.give_up()

@@ -19,6 +19,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from yarl import URL
 
 from runner.adapters.amqp.frames import tolerate_odd_frames
+from runner.adapters.amqp.pulse import Pulse
 from runner.errors import BrokerError
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class SessionOver(BrokerError):
 class Link:
     """A connection in one role (`consume`, `publish`, `logs`), kept up.
 
-    `enter` is awaited on each new connection before its users start.
+    `enter` is awaited on each new connection before its users start. `pulse` is told when the broker answered.
     """
 
     urls: Sequence[str]
@@ -68,6 +69,7 @@ class Link:
     observer: LinkObserver
     users: Sequence[User]
     enter: User | None = None
+    pulse: Pulse | None = None
     fault: str | None = None
     since: float | None = None
     _tries: int = field(default=0)
@@ -131,11 +133,14 @@ class Link:
 
     async def _probe(self, connection: AbstractConnection) -> None:
         """Opening a channel is a round trip that proves both directions; a peer that says nothing ends the session."""
+        pulse = self.pulse or Pulse(self.heartbeat)
         while True:
-            await asyncio.sleep(max(0.5, self.heartbeat.total_seconds() / 2))
+            asked = pulse.clock()
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.close()
+            pulse.asked = asked
+            await asyncio.sleep(pulse.period)
             self._tries = 0
 
 
@@ -159,9 +164,14 @@ async def _close(connection: AbstractConnection) -> None:
 
 
 async def until_closed(channel: AbstractChannel) -> None:
-    """Raise `SessionOver` when the channel is closed."""
-    await channel.closed()
-    raise SessionOver("a channel was closed")
+    """Raise `SessionOver` when the channel is closed, or the broker ends a consumer on it: its queue was deleted."""
+    ended = asyncio.Event()
+    underlay = await channel.get_underlay_channel()
+    underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
+    closed = asyncio.ensure_future(channel.closed())
+    closed.add_done_callback(lambda _: ended.set())
+    await ended.wait()
+    raise SessionOver("a channel was closed" if closed.done() else "a queue was deleted")
 
 
 def leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:

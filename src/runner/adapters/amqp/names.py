@@ -27,6 +27,7 @@ class Header(StrEnum):
     CLAIM = "x-claim"
     WORKER = "x-worker"
     LEASE_SEQ = "x-lease-seq"
+    OFFERED = "x-offered"
     RUN = "x-run"
 
 
@@ -141,6 +142,10 @@ class Names:
         """The queue of a worker's leases."""
         return f"{self.ns}.w.{worker}.lease"
 
+    def worker_superseded(self, worker: str) -> str:
+        """The queue of word to a worker that others have taken its jobs over."""
+        return f"{self.ns}.w.{worker}.superseded"
+
     def worker_lock(self, worker: str) -> str:
         """The exclusive queue that only one daemon of a name can hold."""
         return f"{self.ns}.w.{worker}.lock"
@@ -148,6 +153,10 @@ class Names:
     def worker_control(self, worker: str) -> str:
         """The queue of commands to a worker."""
         return f"{self.ns}.w.{worker}.control"
+
+    def worker_find(self, worker: str) -> str:
+        """The exclusive queue of questions to a worker about jobs."""
+        return f"{self.ns}.w.{worker}.find"
 
     def is_internal(self, exchange: str) -> bool:
         """Whether only workers and operators may publish to the exchange."""
@@ -157,9 +166,17 @@ class Names:
         """The routing key that cancels a job."""
         return f"job.{tenant}.{job_id}.cancel"
 
+    def find_key(self, tenant: str, job_id: str) -> str:
+        """The routing key that asks all workers about a job."""
+        return f"job.{tenant}.{job_id}.find"
+
     def claim_key(self, worker: str) -> str:
         """The routing key of a worker's claims to unique jobs."""
         return f"claim.{worker}"
+
+    def superseded_key(self, worker: str) -> str:
+        """The routing key, on the exchange of leases, of word to a worker that its job was taken over."""
+        return f"{worker}.superseded"
 
     def mark_key(self, stream: str, worker: str) -> str:
         """The routing key of a worker's mark in a stream; `stream` is without the namespace."""

@@ -129,7 +129,8 @@ def _queues(names: Names, queues: Sequence[QueueKey], history_max_age: str | Non
     for queue in queues:
         yield Queue(name=names.jobs(queue), arguments=reliable(names.dead))
     yield Queue(name=names.unrouted, arguments=reliable(names.dead))
-    yield Queue(name=names.lost, arguments=reliable(names.dead))
+    # One worker at a time takes from it, so that it can tell when two copies of one lease have expired.
+    yield Queue(name=names.lost, arguments={**reliable(names.dead), "x-single-active-consumer": True})
     for level in range(DELAY_LEVELS):
         arguments = {**reliable(names.below(level)), "x-message-ttl": 2**level * 1000}
         del arguments["x-delivery-limit"]  # nobody takes from it
