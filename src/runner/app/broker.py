@@ -12,8 +12,8 @@ from aio_pika.abc import AbstractConnection
 from runner.adapters.amqp import topology
 from runner.adapters.amqp.control import Command, Control
 from runner.adapters.amqp.delivery import Desk, plain_ack
-from runner.adapters.amqp.events import EventPublisher
 from runner.adapters.amqp.depths import Depths
+from runner.adapters.amqp.events import EventPublisher
 from runner.adapters.amqp.find import Finder, Knowledge
 from runner.adapters.amqp.frames import tolerate_odd_frames
 from runner.adapters.amqp.intake import JobIntake
@@ -129,9 +129,7 @@ async def open_broker(
     )
     control = Control(names=names, worker=worker, publisher=publisher, commands=commands, cancel=cancel)
     lost = Lost(desk=desk, worker=worker, heartbeat=settings.amqp.heartbeat, offer=intake.offer)
-    finder = Finder(
-        names=names, worker=worker, knowledge=knowledge, publisher=publisher, log_publisher=log_publisher
-    )
+    finder = Finder(names=names, worker=worker, knowledge=knowledge, publisher=publisher, log_publisher=log_publisher)
     depths = Depths(queues=visible_queues(settings), tell=metrics.queue_depth)
     logs = LogPublisher(names=names, publisher=log_publisher, dropped=metrics.output_omitted)
     consume = Link(
@@ -142,7 +140,15 @@ async def open_broker(
         observer=metrics,
         enter=NameLock(names=names, worker=worker).take,
         pulse=pulse,
-        users=(leases.use, lost.use, control.use, Unrouted(desk=desk, offer=intake.offer).use, intake.use, finder.use, depths.use),
+        users=(
+            leases.use,
+            lost.use,
+            control.use,
+            Unrouted(desk=desk, offer=intake.offer).use,
+            intake.use,
+            finder.use,
+            depths.use,
+        ),
     )
     links = (
         consume,

@@ -68,6 +68,7 @@ async def serve(settings: Settings) -> None:
         daemon = Daemon(
             settings=settings,
             journal=journal,
+            history=history,
             catalog=catalog,
             metrics=metrics,
             house=house,
@@ -251,6 +252,7 @@ class Daemon:
         return {
             "worker": settings.worker.name,
             "version": __version__,
+            "state": self._state(),
             "pools": list(settings.worker.pools),
             "problems": list(self.problems()),
             "running": worker.running if worker else 0,
@@ -261,7 +263,19 @@ class Daemon:
                 "memory": settings.capacity.memory,
                 "max_jobs": settings.capacity.max_jobs,
             },
+            "free": _free(worker) if worker else {},
+            "capped": [name for name in settings.tenants if self.fairness.full(name)],
         }
+
+    def _state(self) -> str:
+        """This worker in a word."""
+        if self.worker is None or self.broker is None:
+            return "starting"
+        if self.worker.draining:
+            return "draining"
+        if self.worker.pauses:
+            return "paused"
+        return "cut off" if self.broker.problems() else "taking"
 
     def _engine_changed(self, up: bool, why: str) -> None:  # noqa: FBT001 - the callback's form
         self.metrics.engine_up(up)
@@ -382,6 +396,11 @@ def _policy(settings: Settings) -> Policy:
             name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
         },
     )
+
+
+def _free(worker: Worker) -> dict[str, Json]:
+    free, slots = worker.free()
+    return {"cpus": free.millicpus / 1000, "memory": free.memory, "slots": slots}
 
 
 def _free_bytes(settings: Settings) -> int:

@@ -1,0 +1,45 @@
+"""What jobs tell goes to two places: out into the world, and into this worker's history."""
+
+from dataclasses import dataclass
+
+from runner.adapters.amqp.events import EventPublisher
+from runner.adapters.history import History
+from runner.codec import encode_event
+from runner.job import EventKind, JobKey
+from runner.ports import Batch, Event, LogSink
+
+_PATIENCE = 1.0
+"""Seconds that a job which is over waits at most for its record to be on the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEvents:
+    """The port `Events`."""
+
+    publisher: EventPublisher
+    history: History
+
+    async def publish(self, event: Event) -> None:
+        """Publish, and keep. The journal forgets a result when this returns, so by then the history has it."""
+        notice = encode_event(event)
+        self.history.note(notice)
+        await self.publisher.send(notice)
+        if event.kind is EventKind.FINISHED:
+            await self.history.written(_PATIENCE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedLogs:
+    """The port `LogSink`."""
+
+    publisher: LogSink
+    history: History
+
+    def offer(self, batch: Batch) -> None:
+        """Publish when it can be done, and keep."""
+        self.history.offer(batch)
+        self.publisher.offer(batch)
+
+    async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
+        """Whether the broker has all batches; the history's own troubles make no log incomplete."""
+        return await self.publisher.flush(key, claim, timeout)
