@@ -2,13 +2,14 @@
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from runner.adapters.amqp.names import Names
 from runner.settings import Settings
 
 _NOTHING = "^$"
+_ANYTHING = "^.*$"
 _WORD = "[a-z0-9][a-z0-9_-]{0,39}"
 _ID = "[A-Za-z0-9_-]{1,64}"
 
@@ -68,21 +69,28 @@ def tenant_permissions(namespace: str, tenant: str) -> Permissions:
 
 
 def worker_permissions(namespace: str, worker: str, *, declares: bool) -> Permissions:
-    """Take jobs and tell of them. `declares` is the setting `amqp.declare`: then the whole namespace is its own."""
+    """Take jobs and tell of them. `declares` is the setting `amqp.declare`: then the whole namespace is its own.
+
+    A worker writes to others' leases when it gives back what it was asked to take over, and listens to its own alone.
+    """
     names, ns = Names(namespace), re.escape(namespace)
-    own = f"w\\.{worker}\\.(lease|control|lock)"
-    lease = TopicPermission(exchange=names.lease, write=f"^{worker}$", read=f"^{worker}$")
+    topics = (
+        TopicPermission(exchange=names.lease, write=f"^{_WORD}(\\.superseded)?$", read=f"^{worker}(\\.superseded)?$"),
+        TopicPermission(exchange=names.memory, write=f"^(claim|mark\\.(cancelled|claims))\\.{worker}$", read=_NOTHING),
+    )
     if declares:
         everything = f"^{ns}(\\..+)?$"
         write = f"^(amq\\.default|{ns}(\\..+)?)$"
-        return Permissions(configure=everything, write=write, read=everything, topics=(lease,))
-    written = f"dead|events|logs|reply|lease|lost|delay\\.(out|[0-9]{{2}})|{own}"
-    read = f"q\\..+|unrouted|lost|cancelled|control|lease|{own}"
+        topics = (topics[0], replace(topics[1], read=_ANYTHING))
+        return Permissions(configure=everything, write=write, read=everything, topics=topics)
+    own = f"w\\.{worker}\\.(lease|superseded|control|lock|find)"
+    written = f"dead|events|logs|reply|lease|lost|memory|delay\\.(out|[0-9]{{2}})|{own}"
+    read = f"q\\..+|unrouted|lost|cancelled|claims|control|lease|{own}"
     return Permissions(
         configure=f"^{ns}\\.{own}$",
         write=f"^(amq\\.default|{ns}\\.({written}))$",
         read=f"^{ns}\\.({read})$",
-        topics=(lease,),
+        topics=topics,
     )
 
 

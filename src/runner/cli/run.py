@@ -11,7 +11,7 @@ import click
 from runner.cli.exits import exit_code_of
 from runner.cli.options import JSON, broker_options, job_message, job_options, make_client
 from runner.cli.output import show_json, show_log, tell_end
-from runner.client import BrokerError, Client, SubmittedJob
+from runner.client import BrokerError, Client, SubmittedJob, check_job
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,6 +38,7 @@ def command(
     """
     job = job_message(message, command, options)
     route = {name: options[name] for name in ("tenant", "pool", "priority")}
+    check_job(job, **route)
     ctx.exit(asyncio.run(_run(make_client(url), job, route, as_json=as_json)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from runner.cli.options import JSON, broker_options, job_message, job_options, make_client
-from runner.client import Client, Submission
+from runner.client import Client, Submission, check_job
 
 _AT_ONCE = 100
 """Confirms that are waited for together."""
@@ -26,6 +26,7 @@ def command(
     if count > 1 and "id" in job:
         raise click.UsageError("-n makes several jobs, so they cannot have one id")
     route = {name: options[name] for name in ("tenant", "pool", "priority")}
+    check_job(job, **route)
     asyncio.run(_submit(make_client(url), job, route, count, as_json=as_json))
 
 

@@ -11,7 +11,7 @@
 
 from runner.client.jobs import SubmittedJob
 from runner.client.messages import Event, LogBatch, Result
-from runner.client.session import Client, Submission
+from runner.client.session import Client, Submission, check_job
 from runner.errors import BrokerError, PublishUncertain, RejectedError
 from runner.job import Blame, Line, Outcome, Priority, Stream
 
@@ -30,4 +30,5 @@ __all__ = [
     "Stream",
     "Submission",
     "SubmittedJob",
+    "check_job",
 ]

@@ -179,6 +179,13 @@ class Client:
         return self._connection
 
 
+def check_job(
+    message: Mapping[str, Any], *, tenant: str = "default", pool: str = "default", priority: Priority | str = "normal"
+) -> None:
+    """Raises `RejectedError` for a job that the workers would reject; needs no broker."""
+    _prepare(message, f"{pool}.{priority}.{tenant}", check=True)
+
+
 def _prepare(message: Mapping[str, Any], routing_key: str, *, check: bool) -> tuple[Envelope, bytes]:
     """The message as it is published. Raises `RejectedError` with what a worker would say."""
     try:
