@@ -2,7 +2,7 @@
 
     make soak                                   # or: .venv/bin/python -m scripts.soak --jobs 100 --seconds 90 --seed 7
 
-Prints a table (also as JSON in `.dev/soak/result.json`), and fails when a job is lost, a container is left, or a job ran
+    make soak                       # or: .venv/bin/python -m scripts.soak --jobs 100 --seconds 90 --seed 7
 again without an event that says why (docs/reliability.md lists the windows in which that may happen).
 """
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from runner.adapters.journal import KEPT, OpenClaim, open_journal
+from runner.adapters.journal import KEPT, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.errors import ConfigError
 from runner.job import JobKey
-from runner.ports import ClaimRecord
+from runner.ports import ClaimRecord, OpenClaim
 
 KEY = JobKey(tenant="acme", id="one")
 START = datetime(2030, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from runner.adapters.journal import open_journal
 from runner.job import JobKey
-from runner.ports import ClaimRecord
+from runner.ports import ClaimRecord, OpenClaim
 
 async def main():
     now = lambda: datetime.now(UTC)
@@ -65,8 +65,8 @@ async def test_what_was_written_is_there_in_the_next_life(state_dir: Path) -> No
 
     async with open_journal(state_dir, now) as journal:
         assert await journal.open_claims() == (
-            OpenClaim(record=record("early"), container="f" * 64, deadline=deadline),
-            OpenClaim(record=record("late", START + timedelta(seconds=1)), container=None, deadline=None),
+            OpenClaim(record=record("early"), lives=0, container="f" * 64, deadline=deadline),
+            OpenClaim(record=record("late", START + timedelta(seconds=1)), lives=0),
         )
         assert await journal.finished_lately(KEY, timedelta(minutes=10))
 

@@ -55,7 +55,7 @@ PLAN = Plan(job=JOB, stack=Stack(name="busybox", revision="r1", image="sha256:0"
         (Exit(signal=15), StopReason.SHUTDOWN, Outcome.LOST, Blame.PLATFORM, "shut down"),
         (Exit(signal=9), StopReason.DISK_LIMIT, Outcome.DISK_LIMIT, Blame.JOB, "no more use"),
         (Exit(signal=9), StopReason.OUTPUT_LIMIT, Outcome.OUTPUT_LIMIT, Blame.JOB, "4 MiB"),
-        (Exit(signal=9), StopReason.SUPERSEDED, Outcome.LOST, Blame.PLATFORM, "another worker"),
+        (Exit(signal=9), StopReason.SUPERSEDED, Outcome.LOST, Blame.PLATFORM, "no more use"),
     ],
 )
 def test_verdict(end: Exit, stop: StopReason | None, outcome: Outcome, blame: Blame, words: str) -> None:
