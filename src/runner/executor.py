@@ -5,7 +5,6 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -28,7 +27,7 @@ from runner.job import (
 from runner.logs import JobLog
 from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim
 from runner.timeline import Timeline
-from runner.verdict import judge
+from runner.verdict import judge, parse_told
 
 _LOG_CONFIRM = 5.0
 """Seconds that the rest of a log may take to be confirmed before the result goes out without it."""
@@ -322,8 +321,6 @@ def _progress(raw: bytes) -> Json:
     """What a job wrote to its progress file: JSON, or else a string, of at most 4 KiB."""
     text = raw[:PROGRESS_MAX].decode(errors="replace")
     try:
-        value: Json = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+        return parse_told(text)
+    except ValueError:
         return text
-    return value

@@ -11,6 +11,9 @@ from typing import assert_never
 from runner.job import OUTPUT_MAX, Blame, Exit, Json, Outcome, Plan, StopReason, Verdict
 from runner.units import format_duration, format_size
 
+_DEPTH_MAX = 64
+"""How deep a job's JSON may be nested: whoever reads the event around it has a limit, too."""
+
 _STOPPED: dict[StopReason, tuple[Outcome, Blame]] = {
     StopReason.TIMEOUT: (Outcome.TIMED_OUT, Blame.JOB),
     StopReason.CANCELLED: (Outcome.CANCELLED, Blame.NONE),
@@ -142,11 +145,29 @@ def _parse_output(raw: bytes | None) -> Json:
     if len(raw) > OUTPUT_MAX:
         raise ValueError(f"JOB_OUTPUT_FILE holds more than {format_size(OUTPUT_MAX)}; pass on large results elsewhere")
     try:
-        output: Json = json.loads(raw, parse_constant=_refuse_constant)
-        json.dumps(output, ensure_ascii=False).encode()  # a lone surrogate cannot be sent on
-    except (ValueError, RecursionError) as error:
+        return parse_told(raw)
+    except ValueError as error:
         raise ValueError(f"JOB_OUTPUT_FILE is not valid JSON ({error})") from error
-    return output
+
+
+def parse_told(raw: bytes | str) -> Json:
+    """The JSON that a job wrote. Raises `ValueError` when it is none that an event can carry."""
+    try:
+        told: Json = json.loads(raw, parse_constant=_refuse_constant)
+        # A lone surrogate cannot be sent on, nor can 1e999, which has become infinite.
+        json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not _is_within(told, _DEPTH_MAX):
+        raise ValueError(f"it is nested more than {_DEPTH_MAX} levels deep")
+    return told
+
+
+def _is_within(value: Json, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_within(each, levels - 1) for each in inner)
 
 
 def _refuse_constant(word: str) -> Json:
