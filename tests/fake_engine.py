@@ -42,6 +42,7 @@ class FakeContainer:
         self.id = hashlib.sha256(name.encode()).hexdigest()
         self.name = name
         self.started = started
+        self.ended: datetime | None = None
         self.told = script.progress
         self.signals: list[str] = []
         self._script = script

@@ -15,7 +15,7 @@ from tests.services import Endpoint
 
 from runner.adapters.docker.config import LABEL_WORKER
 from runner.adapters.docker.engine import open_engine
-from runner.errors import ImageMissing, StartError
+from runner.errors import EngineError, ImageMissing, StartError
 from runner.job import Attempt, Exit, Limits, Stream
 from runner.ports import Engine
 
@@ -182,6 +182,35 @@ async def test_what_is_discarded_while_it_runs_is_lost(house: House) -> None:
     async with asyncio.timeout(10):
         end = await waiting
     assert end.lost is not None
+    assert await house.left() == 0
+
+
+async def test_a_later_life_hears_everything_from_the_beginning(house: House) -> None:
+    attempt = house.attempt(*SLEEPS)
+    first = await house.engine.launch(attempt, house.hear)
+    await house.spoke.wait()
+    house.engine.keep(attempt.container_name)
+    later = House(engine=house.engine, worker=house.worker, image=house.image, left=house.left)
+    container = await house.engine.adopt(attempt, later.hear)
+    assert (container.id, container.started, container.ended) == (first.id, first.started, None)
+    waiting = asyncio.create_task(container.wait())
+    async with asyncio.timeout(10):
+        await later.spoke.wait()
+        await container.terminate()
+        end = await waiting
+    assert (end.signal, end.lost, end.complete) == (15, None, True)
+    assert later.heard == {Stream.OUT: b"up\n", Stream.ERR: b""}
+    await house.engine.discard(attempt)
+    assert await house.left() == 0
+
+
+async def test_nothing_to_adopt(house: House) -> None:
+    attempt = house.attempt(*SLEEPS)
+    house.engine.keep(attempt.container_name)
+    with pytest.raises(EngineError):
+        await house.engine.adopt(attempt, house.hear)
+    await house.engine.discard(attempt)
+    house.engine.drop(attempt.container_name)
     assert await house.left() == 0
 
 

@@ -123,7 +123,7 @@ async def test_the_engine_took_every_setting(house: House) -> None:
         assert host["RestartPolicy"]["Name"] == "no"
         assert host["LogConfig"] == {
             "Type": "json-file",
-            "Config": {"max-size": str(8 * MIB), "max-file": "2"},
+            "Config": {"max-size": str(16 * MIB), "max-file": "2"},
         }
         assert set(found["Config"]["Labels"]) == {"runner.worker", "runner.boot", "runner.stack"}
         assert {mount["Destination"]: mount["RW"] for mount in found["Mounts"] if mount["Type"] == "bind"} == {

@@ -57,7 +57,7 @@ def test_nothing_in_the_container_is_without_a_bound(limits: Limits) -> None:
         words = dict(option.partition("=")[::2] for option in options.split(","))
         assert 0 < int(words["size"]) <= max(limits.disk, 4096)
         assert 0 < int(words["nr_inodes"]) <= max(limits.disk // 4096, 1024)
-    assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 128 * 2**20
+    assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 256 * 2**20
 
 
 def test_the_init_is_told_exactly_this() -> None:

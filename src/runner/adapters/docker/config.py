@@ -74,9 +74,9 @@ def _resources(limits: Limits) -> dict[str, Any]:
 
 
 def _log_config(limits: Limits) -> dict[str, Any]:
-    # Written for a daemon that comes back and has to catch up; the limit is generous, because a rotated log cannot be
-    # resumed, and what is kept of a job's log fits in with the engine's own overhead.
-    size = max(2 * limits.log_bytes, _LEAST_LOG)
+    # For a daemon that comes back and has to catch up: each line takes some 75 bytes more than it has, so that both
+    # files hold all that is kept of a log in lines of eleven bytes or longer. What was rotated away is missed.
+    size = max(4 * limits.log_bytes, _LEAST_LOG)
     return {"Type": "json-file", "Config": {"max-size": str(size), "max-file": "2"}}
 
 
