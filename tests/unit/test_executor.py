@@ -1,0 +1,460 @@
+"""One attempt: how it is started, watched, stopped and told of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.attempts import make_attempt
+from tests.fake_engine import FakeContainer, Script
+from tests.fakes import NOW, Clock, Diary, FakeEvents, FakeLogSink, FakeObserver, NotingEngine, NotingJournal, until
+
+from runner import executor
+from runner.errors import EngineError, EngineGone, ImageMissing, StartError
+from runner.executor import Run
+from runner.job import (
+    Blame,
+    Bytes,
+    EventKind,
+    Exit,
+    JobResult,
+    Limits,
+    Outcome,
+    Stack,
+    StopReason,
+    Stream,
+)
+from runner.ports import ClaimRecord, LogPosition, OpenClaim
+from runner.timeline import Timeline
+
+ENDS = ("ends",)
+SPEAKS = ("speaks",)
+RUNS = ("runs",)
+DEAF = ("deaf",)
+HANGS = ("hangs",)
+SCRIPTS: Mapping[tuple[str, ...], Script] = {
+    ENDS: Script(end=Exit(code=0, complete=True, output=b'{"answer": 42}')),
+    SPEAKS: Script(output=[(Stream.OUT, b"one\ntwo"), (Stream.ERR, b"three\n")], end=Exit(code=2, complete=True)),
+    RUNS: Script(),
+    DEAF: Script(ignores_term=True),
+    HANGS: Script(hangs=True),
+}
+SHORT = timedelta(milliseconds=5)
+LONG = timedelta(hours=1)
+
+
+class House:
+    """One attempt and its outside."""
+
+    def __init__(self, *command: str, limits: Limits | None = None, stack: Stack | None = None) -> None:
+        self.diary = Diary()
+        self.clock = Clock()
+        self.events = FakeEvents(self.diary)
+        self.logs = FakeLogSink(self.diary)
+        self.journal = NotingJournal(self.diary, self.clock)
+        self.engine = NotingEngine(self.diary, dict(SCRIPTS))
+        self.observer = FakeObserver()
+        self.attempt = make_attempt(*command, claim="c1", limits=limits or Limits(grace=SHORT), stack=stack)
+        self.earlier: OpenClaim | None = None
+
+    @property
+    def container(self) -> FakeContainer:
+        return self.engine.live[self.attempt.container_name]
+
+    @property
+    def runs(self) -> bool:
+        return EventKind.STARTED in self.events.kinds("job-1")
+
+    @property
+    def record(self) -> ClaimRecord:
+        attempt = self.attempt
+        return ClaimRecord(
+            claim="c1", key=attempt.plan.job.key, container_name=attempt.container_name, attempt=1, claimed=NOW
+        )
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[tuple[Run, "asyncio.Task[JobResult]"]]:
+        """The run, under way; it has to have ended at the end."""
+        await self.journal.claimed(self.record)
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            timeline = Timeline(
+                events=self.events,
+                tasks=tasks,
+                now=self.clock,
+                submission=self.attempt.plan.job,
+                worker="w1",
+                claim="c1",
+                attempt=1,
+            )
+            run = Run(
+                attempt=self.attempt,
+                claimed=NOW,
+                engine=self.engine,
+                log_sink=self.logs,
+                journal=self.journal,
+                observer=self.observer,
+                timeline=timeline,
+                now=self.clock,
+                earlier=self.earlier,
+            )
+            running = tasks.create_task(run.execute())
+            yield run, running
+        assert running.done()
+
+    async def result(self) -> JobResult:
+        async with self.run() as (_, running):
+            pass
+        return running.result()
+
+    def stops(self) -> list[StopReason | None]:
+        return [event.stop for event in self.events.published if event.kind is EventKind.STOPPING]
+
+
+async def test_a_job_that_ends_well_gives_its_output() -> None:
+    house = House(*ENDS)
+    result = await house.result()
+    assert (result.verdict.outcome, result.verdict.output) == (Outcome.SUCCEEDED, {"answer": 42})
+    assert (result.times.claimed, result.times.started) == (NOW, NOW)
+    assert result.tail == ()
+    assert house.observer.started == house.observer.attempts_ended == ["busybox"]
+
+
+async def test_started_tells_the_container_and_the_deadline() -> None:
+    house = House(*ENDS, limits=Limits(timeout=timedelta(minutes=3)))
+    await house.result()
+    [event] = [event for event in house.events.published if event.kind is EventKind.STARTED]
+    assert (event.container, event.warm) == (house.engine.of["job-1"].id, False)
+    assert event.deadline == NOW + timedelta(minutes=3)
+
+
+async def test_the_journal_knows_when_the_container_has_to_be_gone() -> None:
+    house = House(*RUNS, limits=Limits(timeout=timedelta(minutes=3), grace=timedelta(minutes=1)))
+    async with house.run() as (_, _running):
+        await until(lambda: house.journal.containers)
+        assert house.journal.containers == {"c1": (house.container.id, NOW + timedelta(minutes=4))}
+        house.container.finish(Exit(code=0))
+
+
+# The log
+
+
+async def test_the_whole_log_is_offered_and_flushed_before_the_result() -> None:
+    house = House(*SPEAKS)
+    result = await house.result()
+    assert house.logs.text("c1") == "one\nthree\ntwo"
+    assert [batch.end for batch in house.logs.batches][-1]
+    assert house.diary.entries[-1] == "flush job-1"
+    assert (result.logs.stdout_bytes, result.logs.stderr_bytes, result.logs.complete) == (7, 6, True)
+    assert [line.text for line in result.tail] == ["one", "three", "two"]
+    assert house.observer.bytes == {Stream.OUT: 7, Stream.ERR: 6}
+
+
+async def test_a_log_without_a_word_ends_all_the_same() -> None:
+    house = House(*ENDS)
+    result = await house.result()
+    [batch] = house.logs.batches
+    assert (batch.end, list(batch.lines), result.logs.complete) == (True, [], True)
+
+
+async def test_output_is_offered_while_the_job_runs() -> None:
+    house = House(*RUNS)
+    async with house.run():
+        await until(lambda: house.runs)
+        house.container.emit(Stream.OUT, b"hello\n")
+        await until(lambda: house.logs.text("c1") == "hello\n")
+        house.container.finish(Exit(code=0))
+
+
+async def test_a_log_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_LOG_CONFIRM", 0.01)
+    house = House(*SPEAKS)
+    house.logs.stuck = True
+    result = await house.result()
+    assert result.verdict.exit_code == 2
+    assert result.logs.complete is False
+
+
+async def test_a_log_that_the_engine_did_not_hand_over_whole_is_not_complete() -> None:
+    house = House(*RUNS)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        house.container.finish(Exit(code=0, complete=False))
+    assert running.result().logs.complete is False
+
+
+async def test_what_is_over_the_log_limit_is_left_out_and_counted() -> None:
+    house = House(*RUNS, limits=Limits(log_bytes=Bytes(1000)))
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        house.container.emit(Stream.OUT, b"0123456789" * 500)
+        house.container.finish(Exit(code=0, complete=True))
+    logs = running.result().logs
+    assert (logs.stdout_bytes, logs.complete) == (5000, True)
+    assert logs.omitted_bytes >= 4000
+    assert house.observer.omitted == logs.omitted_bytes
+
+
+async def test_a_flood_ends_a_job_whose_stack_says_so() -> None:
+    stack = Stack(name="busybox", revision="1", image="sha256:" + 64 * "0", log_flood_kills=True)
+    house = House(*RUNS, limits=Limits(log_bytes=Bytes(10)), stack=stack)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        house.container.emit(Stream.OUT, b"0123456789")
+        assert house.stops() == []
+        house.container.emit(Stream.ERR, b"!")
+    assert running.result().verdict.outcome is Outcome.OUTPUT_LIMIT
+    assert house.stops() == [StopReason.OUTPUT_LIMIT]
+
+
+# Stopping
+
+
+async def test_a_job_whose_time_is_up_gets_a_term_then_a_kill() -> None:
+    house = House(*DEAF, limits=Limits(timeout=SHORT, grace=SHORT))
+    result = await house.result()
+    assert house.engine.of["job-1"].signals == ["TERM", "KILL"]
+    assert (result.verdict.outcome, result.verdict.signal) == (Outcome.TIMED_OUT, 9)
+    assert house.stops() == [StopReason.TIMEOUT]
+
+
+async def test_a_job_that_heeds_the_term_is_not_killed() -> None:
+    house = House(*RUNS, limits=Limits(timeout=SHORT, grace=LONG))
+    result = await house.result()
+    assert house.engine.of["job-1"].signals == ["TERM"]
+    assert result.verdict.outcome is Outcome.TIMED_OUT
+
+
+async def test_the_reason_is_on_record_before_any_signal_is_sent() -> None:
+    house = House(*RUNS, limits=Limits(grace=LONG))
+    seen: list[object] = []
+    async with house.run() as (run, _):
+        await until(lambda: house.runs)
+        terminate = house.container.terminate
+
+        async def watched() -> None:
+            seen.extend([dict(house.journal.stops), house.stops()])
+            await terminate()
+
+        house.container.terminate = watched  # type: ignore[method-assign]
+        run.stop(StopReason.CANCELLED, "no longer wanted")
+    assert seen[0] == {"c1": (StopReason.CANCELLED, "no longer wanted")}
+
+
+async def test_the_first_reason_wins() -> None:
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+        run.stop(StopReason.CANCELLED, "first")
+        run.stop(StopReason.SHUTDOWN, at_once=True)
+    verdict = running.result().verdict
+    assert (verdict.outcome, verdict.reason) == (Outcome.CANCELLED, "cancelled: first")
+    assert house.stops() == [StopReason.CANCELLED]
+    assert house.container.signals[-1] == "KILL"
+
+
+async def test_a_hurry_during_the_grace_kills_at_once() -> None:
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (run, _):
+        await until(lambda: house.runs)
+        run.stop(StopReason.SHUTDOWN)
+        await until(lambda: house.container.signals == ["TERM"])
+        run.stop(StopReason.SHUTDOWN, at_once=True)
+    assert house.engine.of["job-1"].signals == ["TERM", "KILL"]
+
+
+async def test_a_job_that_is_stopped_at_once_gets_no_term() -> None:
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (run, _):
+        await until(lambda: house.runs)
+        run.stop(StopReason.SHUTDOWN, at_once=True)
+    assert house.engine.of["job-1"].signals == ["KILL"]
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_job_that_is_stopped_while_it_is_launched_never_starts(*, early: bool) -> None:
+    house = House(*HANGS)
+    async with house.run() as (run, running):
+        if not early:
+            await until(lambda: house.engine.live)
+        run.stop(StopReason.CANCELLED)
+    result = running.result()
+    assert result.verdict.outcome is Outcome.CANCELLED
+    assert result.times.started is None
+    assert house.observer.started == house.observer.attempts_ended == []
+    assert EventKind.STARTED not in house.events.kinds("job-1")
+
+
+async def test_a_signal_that_the_engine_does_not_send_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_KILL_AGAIN", 0.001)
+    house = House(*DEAF)
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+        kill, tries = house.container.kill, []
+
+        async def flaky() -> None:
+            tries.append("kill")
+            if len(tries) < 3:
+                raise EngineGone("no answer")
+            await kill()
+
+        async def never() -> None:
+            raise EngineGone("no answer")
+
+        house.container.kill = flaky  # type: ignore[method-assign]
+        house.container.terminate = never  # type: ignore[method-assign]
+        run.stop(StopReason.CANCELLED)
+    assert len(tries) == 3
+    assert running.result().verdict.outcome is Outcome.CANCELLED
+
+
+async def test_a_job_that_ends_by_itself_after_its_term_was_still_stopped_by_us() -> None:
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+        run.stop(StopReason.CANCELLED)
+        await until(lambda: house.container.signals == ["TERM"])
+        house.container.finish(Exit(code=0, complete=True))
+    verdict = running.result().verdict
+    assert (verdict.outcome, verdict.exit_code) == (Outcome.CANCELLED, 0)
+
+
+async def test_an_attempt_that_is_cancelled_goes_down_hard() -> None:
+    house = House(*RUNS)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        running.cancel()
+    assert running.cancelled()
+    assert house.engine.of["job-1"].signals == []
+
+
+# Progress
+
+
+async def test_progress_is_told_when_it_changes_and_no_more_often_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert executor._PROGRESS_EVERY == 1.0
+    monkeypatch.setattr(executor, "_PROGRESS_EVERY", 0.001)
+    house = House(*RUNS)
+
+    def told() -> list[object]:
+        return [event.progress for event in house.events.published if event.kind is EventKind.PROGRESS]
+
+    async with house.run():
+        await until(lambda: house.runs)
+        house.container.told = b'{"percent": 5}'
+        await until(lambda: len(told()) == 1)
+        await asyncio.sleep(0.005)
+        house.container.told = b"nearly there"
+        await until(lambda: len(told()) == 2)
+        house.container.finish(Exit(code=0))
+    assert told() == [{"percent": 5}, "nearly there"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", ""),
+        (b"null", None),
+        (b'"quoted"', "quoted"),
+        (b"{broken", "{broken"),
+        (b"\xff", "�"),
+        (b"NaN", "NaN"),
+        (b"1e999", "1e999"),
+        (b'["\\ud800"]', '["\\ud800"]'),
+        (b"x" * 5000, "x" * 4096),
+    ],
+)
+def test_progress_is_json_or_a_string_that_can_be_sent(raw: bytes, told: object) -> None:
+    assert executor._progress(raw) == told
+
+
+@pytest.mark.parametrize("depth", [50, 500, 900, 950, 980, 990, 1000, 2000])
+async def test_progress_of_any_depth_can_be_told(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_PROGRESS_EVERY", 0.001)
+    house = House(*RUNS)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        house.container.told = b"[" * depth + b"]" * depth
+        await until(lambda: EventKind.PROGRESS in house.events.kinds("job-1"))
+        house.container.finish(Exit(code=0))
+    assert running.result().verdict.outcome is Outcome.SUCCEEDED
+
+
+# What goes wrong at the start
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "blame"),
+    [
+        (StartError("unknown runtime"), Outcome.FAILED, Blame.OPERATOR),
+        (EngineError("no space left"), Outcome.LOST, Blame.PLATFORM),
+        (EngineGone("no answer"), Outcome.LOST, Blame.PLATFORM),
+    ],
+)
+async def test_a_start_that_fails_is_a_result(error: Exception, outcome: Outcome, blame: Blame) -> None:
+    house = House("fails")
+    house.engine.scripts["fails",] = Script(error=error)
+    result = await house.result()
+    assert (result.verdict.outcome, result.verdict.blame) == (outcome, blame)
+    assert str(error) in result.verdict.reason
+    assert result.times.started is None
+    assert house.logs.batches[-1].end
+
+
+async def test_a_missing_image_is_for_the_worker_to_see_to() -> None:
+    house = House("fails")
+    house.engine.scripts["fails",] = Script(error=ImageMissing("No such image"))
+    with pytest.raises(ExceptionGroup) as caught:
+        await house.result()
+    assert caught.group_contains(ImageMissing)
+
+
+# Adoption
+
+
+async def adopted(house: House, **more: object) -> None:
+    """Let an earlier life have launched the container, and have written it down."""
+    container = await house.engine.launch(house.attempt, lambda *_: None)
+    limits = house.attempt.plan.limits
+    deadline = container.started + limits.timeout + limits.grace
+    house.earlier = replace(
+        OpenClaim(record=house.record, lives=0, container=container.id, deadline=deadline),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def test_a_job_of_an_earlier_life_goes_on_where_it_was() -> None:
+    house = House(*RUNS)
+    await adopted(house, logged=LogPosition(out=6, err=0, seq=4))
+    house.engine.live[house.attempt.container_name].emit(Stream.OUT, b"known\nnew\n")
+    async with house.run() as (_, running):
+        await until(lambda: house.logs.text("c1"))
+        house.container.finish(Exit(code=0, complete=True))
+    assert running.result().verdict.outcome is Outcome.SUCCEEDED
+    assert EventKind.STARTED not in house.events.kinds("job-1"), "it was told by the earlier life"
+    assert "new" in house.logs.text("c1")
+    assert min(batch.seq for batch in house.logs.batches if batch.seq) > 4
+    assert house.observer.started == []
+
+
+async def test_a_job_that_an_earlier_life_was_ending_is_ended_for_the_same_reason() -> None:
+    house = House(*RUNS)
+    await adopted(house, stop=StopReason.TIMEOUT)
+    result = await house.result()
+    assert result.verdict.outcome is Outcome.TIMED_OUT
+
+
+async def test_the_time_that_a_job_ran_under_an_earlier_life_counts() -> None:
+    house = House(*RUNS, limits=Limits(timeout=LONG, grace=SHORT))
+    house.clock.now = NOW + LONG
+    await adopted(house)
+    result = await house.result()
+    assert result.verdict.outcome is Outcome.TIMED_OUT
+
+
+async def test_a_job_whose_container_is_gone_is_lost() -> None:
+    house = House(*RUNS)
+    house.earlier = OpenClaim(record=house.record, lives=0, container="f" * 64)
+    result = await house.result()
+    assert result.verdict.outcome is Outcome.LOST
