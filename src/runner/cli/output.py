@@ -4,7 +4,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from hashlib import sha256
 from itertools import groupby
 from typing import BinaryIO
 
@@ -14,21 +15,25 @@ from runner.client import Line, LogBatch, Result, Stream, SubmittedJob
 from runner.client.lines import LineReader
 
 
-async def show_log(job: SubmittedJob) -> None:
-    """Write the log as it comes: what the job wrote to stdout to ours, everything else to stderr.
+def log_reader() -> LineReader:
+    """Only a terminal is shown what the log that is kept may leave out: a file gets the log in its order."""
+    return LineReader(live=sys.stdout.isatty())
 
-    Only a terminal is shown what the log that is kept may leave out: a file gets the log in its order.
-    """
-    reader = LineReader(live=sys.stdout.isatty())
-    async for batch in job.batches():
+
+async def show_log(batches: AsyncIterator[LogBatch], reader: LineReader) -> None:
+    """Write a log as it comes: what the job wrote to stdout to ours, everything else to stderr."""
+    async for batch in batches:
         # Whoever reads us may be slow, and the connection has to live on.
         await asyncio.to_thread(_write_lines, list(reader.read(batch)))
 
 
-async def show_json(job: SubmittedJob) -> None:
-    """Write events and batches as they were published, an object a line; `finished` comes last."""
+async def show_json(job: SubmittedJob, shown: set[str] | None = None) -> None:
+    """Write events and batches as they were published, an object a line; `finished` comes last.
+
+    Batches whose digest is among those `shown` are left out.
+    """
     async with asyncio.TaskGroup() as tasks:
-        logs = tasks.create_task(_show_batches(job))
+        logs = tasks.create_task(show_batches(job.batches(), shown if shown is not None else set()))
         async for event in job.events():
             if event.finished:
                 await logs
@@ -43,13 +48,14 @@ def tell_end(result: Result) -> None:
         click.echo("runner: a part of the log was lost on its way", err=True)
 
 
-async def _show_batches(job: SubmittedJob) -> None:
-    async for batch in job.batches():
-        await asyncio.to_thread(_write, sys.stdout.buffer, _raw(batch))
-
-
-def _raw(batch: LogBatch) -> bytes:
-    return batch.body.encode() + b"\n"
+async def show_batches(batches: AsyncIterator[LogBatch], shown: set[str]) -> None:
+    """Write the batches of a log, an object a line, each once; `shown` holds their digests."""
+    async for batch in batches:
+        raw = batch.body.encode()
+        digest = sha256(raw).hexdigest()
+        if digest not in shown:
+            shown.add(digest)
+            await asyncio.to_thread(_write, sys.stdout.buffer, raw + b"\n")
 
 
 def _text(body: object) -> bytes:

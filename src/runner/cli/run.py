@@ -10,7 +10,7 @@ import click
 
 from runner.cli.exits import exit_code_of
 from runner.cli.options import JSON, broker_options, job_message, job_options, make_client
-from runner.cli.output import show_json, show_log, tell_end
+from runner.cli.output import log_reader, show_json, show_log, tell_end
 from runner.client import BrokerError, Client, SubmittedJob, check_job
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,7 +49,7 @@ async def _run(client: Client, message: dict[str, Any], route: dict[str, Any], *
             click.echo(f"runner: job {job.id}", err=True)
             cancelling = asyncio.create_task(_cancel(asked, job))
             try:
-                await (show_json(job) if as_json else show_log(job))
+                await (show_json(job) if as_json else show_log(job.batches(), log_reader()))
                 result = await job.result()
             finally:
                 cancelling.cancel()

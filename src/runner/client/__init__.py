@@ -9,6 +9,7 @@
         result = await job.result()
 """
 
+from runner.client.inquiry import Found
 from runner.client.jobs import SubmittedJob
 from runner.client.messages import Event, LogBatch, Result
 from runner.client.session import Client, Submission, check_job
@@ -20,6 +21,7 @@ __all__ = [
     "BrokerError",
     "Client",
     "Event",
+    "Found",
     "Line",
     "LogBatch",
     "Outcome",

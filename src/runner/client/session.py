@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,12 +13,16 @@ import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import DeliveredMessage
 
+from runner.adapters.amqp.ask import Asker, open_asker
 from runner.adapters.amqp.connect import connect_once
 from runner.adapters.amqp.link import BROKER_FAULTS, describe
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Unroutable
+from runner.client import inquiry
 from runner.client.following import Following
+from runner.client.inquiry import Found
 from runner.client.jobs import SubmittedJob
+from runner.client.messages import LogBatch
 from runner.client.subscription import Subscription
 from runner.codec import ID, WORD, Envelope, decode_job, new_id, new_ordered_id, parse_route
 from runner.errors import BrokerError, PublishUncertain, RejectedError
@@ -53,6 +57,7 @@ class Client:
         self._connection: AbstractConnection | None = None
         self._publishing: AbstractChannel | None = None
         self._subscription: Subscription | None = None
+        self._asker: Asker | None = None
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -66,7 +71,7 @@ class Client:
         if self._subscription is not None:
             self._subscription.fail("the client was closed")
         await self._lifetimes.aclose()
-        self._connection = self._publishing = self._subscription = None
+        self._connection = self._publishing = self._subscription = self._asker = None
 
     async def submit(
         self, *, tenant: str = "default", pool: str = "default", priority: Priority | str = "normal", **fields: Any
@@ -119,6 +124,31 @@ class Client:
         body = json.dumps({"reason": told}, ensure_ascii=False).encode()
         message = _message(body, new_id())
         await self._publish(self._names.control, self._names.cancel_key(key.tenant, key.id), message)
+
+    async def find(self, tenant: str, job_id: str, *, wait: float = 1.0, everyone: bool = False) -> list[Found]:
+        """Ask all workers about a job; first in the list is who knows best, and nobody may know it.
+
+        Those answer that have it, or had it lately; a job that waits in the broker is known to none. Waits for `wait`
+        seconds, unless somebody is sure before and it need not be `everyone`.
+        """
+        return await inquiry.find(await self._asking(), _key(tenant, job_id), wait, everyone=everyone)
+
+    async def kept_log(self, tenant: str, job_id: str, found: Sequence[Found]) -> AsyncIterator[LogBatch]:
+        """The log as the workers keep it that `find` has found, up to this moment."""
+        async for batch in inquiry.kept_log(await self._asking(), _key(tenant, job_id), found):
+            yield batch
+
+    async def recent(
+        self, *, tenant: str | None = None, state: str | None = None, limit: int = 50, wait: float = 1.0
+    ) -> list[Mapping[str, Any]]:
+        """The jobs that the workers have, or had last, newest first. `state` may be an outcome, too. For operators."""
+        return await inquiry.recent(await self._asking(), tenant=tenant, state=state, limit=limit, wait=wait)
+
+    async def _asking(self) -> Asker:
+        async with self._turn:
+            if self._asker is None:
+                self._asker = await self._lifetimes.enter_async_context(open_asker(self._connected(), self._names))
+            return self._asker
 
     async def _follow(self, key: JobKey, *, submitted: bool) -> SubmittedJob:
         following = Following(key, asyncio.get_running_loop().call_later, submitted=submitted)

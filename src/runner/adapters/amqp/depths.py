@@ -17,7 +17,7 @@ _EVERY = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """A queue's count of messages that are ready, and of consumers; both None when there is no such queue."""
+    """A queue's count of messages that are ready, and of consumers; both None when there is no such queue for us."""
 
     queue: str
     ready: int | None = None
@@ -52,7 +52,7 @@ async def count(connection: AbstractConnection, queues: Sequence[str]) -> list[D
                 async with asyncio.timeout(RPC_TIMEOUT):
                     result = (await channel.declare_queue(queue, passive=True)).declaration_result
                 found.append(Depth(queue=queue, ready=result.message_count, consumers=result.consumer_count))
-        except aiormq.exceptions.ChannelNotFoundEntity:
+        except (aiormq.exceptions.ChannelNotFoundEntity, aiormq.exceptions.ChannelAccessRefused):
             found.append(Depth(queue=queues[len(found)]))  # which has closed the channel, too
             continue
         async with asyncio.timeout(RPC_TIMEOUT):
