@@ -50,10 +50,6 @@ class Container(Protocol):
     def ended(self) -> datetime | None:
         """When the job ended, by the same clock; None before, and where nothing can tell."""
 
-    @property
-    def ended(self) -> datetime | None:
-        """When the job ended, by the same clock; None before, and where nothing can tell."""
-
     async def wait(self) -> Exit:
         """Return once the job has ended and its output was handed over. May be awaited again after cancellation."""
 
