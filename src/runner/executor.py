@@ -35,6 +35,8 @@ _LOG_STRIDE = 8
 """How many of the last batches are on their way at once."""
 _PROGRESS_EVERY = 1.0
 _NOTE_EVERY = 1.0
+_SEQ_OF_A_LIFE = 100_000
+"""Batches of a log that goes on in another life are counted on from this much later: the last ones were not noted."""
 _KILL_AGAIN = 5.0
 """Seconds between two tries to kill, while the engine does not help."""
 
@@ -66,6 +68,7 @@ class Run:
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _bytes: int = 0
+    _replayed: dict[Stream, int] = field(default_factory=dict)
     _started: datetime | None = None
     _ended: datetime | None = None
     _log: JobLog = field(init=False)
@@ -77,8 +80,10 @@ class Run:
         if self.earlier is None:
             self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes)
             return
-        self._logged = self.earlier.logged
-        self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes, seq=self._logged.seq)
+        self._logged = known = self.earlier.logged
+        self._replayed = {Stream.OUT: known.out, Stream.ERR: known.err}
+        seq = known.seq + _SEQ_OF_A_LIFE
+        self._log = JobLog(plan.job.key, self.attempt.claim, plan.limits.log_bytes, seq=seq)
         if self.earlier.stop is not None:
             self.stop(self.earlier.stop, self.earlier.stop_detail)
 
@@ -185,12 +190,24 @@ class Run:
 
     def _output(self, stream: Stream, data: bytes) -> None:
         self._bytes += len(data)
-        self._log.write(stream, data, at=self.now(), now=asyncio.get_running_loop().time())
-        self.observer.output(stream, len(data))
-        self._written.set()
+        if (known := self._replayed.get(stream, 0)) > 0:
+            # Our earlier life has offered this much; a cut at its end lets `_offer` tell what is new.
+            data, again = data[known:], data[:known]
+            self._replayed[stream] -= len(again)
+            self._write(stream, again)
+            if not any(self._replayed.values()):
+                for batch in self._log.take(float("inf")):
+                    self._offer(batch)
+        if data:
+            self._write(stream, data)
         plan = self.attempt.plan
         if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
+
+    def _write(self, stream: Stream, data: bytes) -> None:
+        self._log.write(stream, data, at=self.now(), now=asyncio.get_running_loop().time())
+        self.observer.output(stream, len(data))
+        self._written.set()
 
     async def _enforce(self, container: Container, started: datetime) -> None:
         """End the job when its time is up or somebody asks; the reason is on record before a signal is sent."""
