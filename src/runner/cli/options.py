@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from runner.client import Client
-from runner.settings import load_settings
+from runner.settings import Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +74,7 @@ def _job_file(_: click.Context, option: click.Parameter, value: str | None) -> d
 _TENANT = click.option(
     "--tenant", envvar="RUNNER_TENANT", default="default", show_default="$RUNNER_TENANT or default", help="Whose job."
 )
-_URL = click.option("--url", help="The broker's address instead of that in the settings ($RUNNER_AMQP__URL).")
+URL = click.option("--url", help="The broker's address instead of that in the settings ($RUNNER_AMQP__URL).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
 _JOB = (
@@ -112,7 +112,7 @@ def job_options(function: F) -> F:
 
 def broker_options(function: F) -> F:
     """`--tenant` and `--url`."""
-    return _decorated(function, (_TENANT, _URL))
+    return _decorated(function, (_TENANT, URL))
 
 
 def _decorated(function: F, decorators: tuple[Callable[[Any], Any], ...]) -> F:
@@ -144,6 +144,10 @@ def _merge(message: dict[str, Any], field: str, told: Mapping[str, Any]) -> None
 
 def make_client(url: str | None) -> Client:
     """A client for the broker of the settings, or of `--url`. Raises `ConfigError`."""
-    environ = dict(os.environ) | ({"RUNNER_AMQP__URL": url} if url else {})
-    amqp = load_settings(environ).amqp
+    amqp = broker_settings(url).amqp
     return Client(amqp.url, amqp.namespace)
+
+
+def broker_settings(url: str | None) -> Settings:
+    """The settings, with the broker of `--url` if one was given. Raises `ConfigError`."""
+    return load_settings(dict(os.environ) | ({"RUNNER_AMQP__URL": url} if url else {}))
