@@ -1,8 +1,9 @@
 """Which queues to listen to when there is not room for all. Pure.
 
 Priorities take turns by stride scheduling: every job taken moves its priority's pass forward by 1 / weight, and the one
-that is furthest behind goes first. One of twice the weight is taken from twice as often, and none starves. Within a
-priority, the queue with the lowest rank goes first: that of the tenant that spent the least.
+that is furthest behind goes first, the most urgent of those that are level. One of twice the weight is taken from twice
+as often, and none starves. Within a priority, the queue with the lowest rank goes first: that of the tenant that spent
+the least.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ from runner.ports import QueueKey
 
 WEIGHTS: Mapping[Priority, float] = {Priority.HIGH: 8.0, Priority.NORMAL: 4.0, Priority.LOW: 1.0}
 """How often a priority's turn comes, beside the others'."""
+
+_URGENCY = {priority: number for number, priority in enumerate(Priority)}
+_CREDIT = 1 / max(WEIGHTS.values())
 
 _Group = tuple[str, Priority]
 
@@ -36,7 +40,7 @@ class Shares:
         Where jobs wait in several queues, those that had more than their share pause until the others have caught up;
         queues where nothing waits are listened to as far as there is room.
         """
-        order = sorted(ranks, key=lambda queue: (self._pass(queue), ranks[queue]))
+        order = sorted(ranks, key=lambda queue: (self._pass(queue), _URGENCY[queue.priority], ranks[queue]))
         busy = [queue for queue in order if backlog.get(queue, 0) > 0]
         idle = [queue for queue in order if backlog.get(queue, 0) == 0]
         return (self._due(busy) + idle)[:count]
@@ -50,8 +54,8 @@ class Shares:
         return list(first.values())
 
     def _pass(self, queue: QueueKey) -> float:
-        # A priority that was empty for long gets no credit for it: at most one turn of its own.
-        floor = self._now - 1 / WEIGHTS[queue.priority]
+        # A priority that was empty for long gets no credit for it, or the least urgent would go first after a pause.
+        floor = self._now - _CREDIT
         return max(self._passes.get(_group(queue), floor), floor)
 
 
