@@ -5,6 +5,7 @@ that names the field and says what would be right.
 """
 
 import json
+import math
 import re
 import secrets
 import uuid
@@ -19,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     StrictBool,
     StrictInt,
@@ -51,7 +53,7 @@ from runner.job import (
     Usage,
 )
 from runner.ports import Batch, Event
-from runner.units import parse_duration, parse_size
+from runner.units import format_duration, parse_duration, parse_size
 
 VERSION = 1
 MESSAGE_MAX = 512 * 1024
@@ -63,6 +65,8 @@ ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STACK = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_PIDS_MAX = 2**22
+"""The most that a Linux kernel can have."""
 _CLOCK_AHEAD = timedelta(seconds=60)
 _CLOCK_BEHIND = timedelta(days=30)
 _FAULTS_TOLD = 5
@@ -127,6 +131,7 @@ Text = Annotated[StrictStr, AfterValidator(_text)]
 Duration = Annotated[
     timedelta,
     PlainValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "10m", "1h"]}),
 ]
 Size = Annotated[
@@ -145,7 +150,7 @@ class LimitsMessage(_Wire):
     cpus: Annotated[Number, Field(ge=0.01, description="CPUs, for example 0.5")] | None = None
     memory: Annotated[Size, Field(description="for its processes, at least 6m")] | None = None
     disk: Annotated[Size, Field(description="/work, /tmp and shared memory together; it is RAM")] | None = None
-    pids: Annotated[StrictInt, Field(ge=1)] | None = None
+    pids: Annotated[StrictInt, Field(ge=1, le=_PIDS_MAX)] | None = None
     scratch: Annotated[Size, Field(description="/scratch on real disk, where the operator allows it")] | None = None
     timeout: Annotated[Duration, Field(description="from the start of its process")] | None = None
     grace: Annotated[Duration, Field(description="between SIGTERM and SIGKILL")] | None = None
@@ -194,6 +199,9 @@ class JobMessage(_Wire):
     fence: StrictBool = False
     labels: Annotated[dict[Text, Text], Field(max_length=16)] = {}
     name: Text | None = None
+
+
+_PARTS: Mapping[str, type[_Wire]] = {"limits": LimitsMessage, "retry": RetryMessage, "code": CodeMessage}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +289,9 @@ def _parse(body: bytes) -> dict[str, Any]:
     if len(body) > MESSAGE_MAX:
         raise ValueError(f"the message has {len(body)} bytes, more than {MESSAGE_MAX}; pass on large input elsewhere")
     try:
-        value = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
+        value = json.loads(
+            body.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"the message is not UTF-8 (byte {error.start}); publish JSON in UTF-8") from error
     except json.JSONDecodeError as error:
@@ -298,12 +308,19 @@ def _no_constant(word: str) -> Json:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {_quote(twice)} stands twice in one object; leave one")
+    value: dict[str, Any] = {}
+    for name, inner in pairs:
+        if name in value:
+            raise ValueError(f"field {_quote(name)} stands twice in one object; leave one")
+        value[name] = inner
     return value
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if math.isinf(number):
+        raise ValueError(f"the message is not usable JSON: {_quote(word)} is beyond all numbers; write it as a string")
+    return number
 
 
 def _faults(error: ValidationError) -> str:
@@ -320,7 +337,7 @@ def _fault(fault: Any) -> str:
     field = ".".join(str(step)[:_QUOTED] for step in fault["loc"] if step != "[key]")
     field = field.encode(errors="replace").decode()
     if fault["type"] == "extra_forbidden":
-        parent = LimitsMessage if field.startswith("limits.") else JobMessage
+        parent = _PARTS.get(field.partition(".")[0], JobMessage) if "." in field else JobMessage
         return f"{field}: is not a field; known here are {', '.join(parent.model_fields)}"
     if fault["type"] == "missing":
         return f"{field}: is required"

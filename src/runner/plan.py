@@ -64,7 +64,8 @@ def _check_maxima(limits: Limits | LimitsRequest, maximum: LimitsRequest) -> Non
         top = getattr(maximum, field.name)
         value = getattr(limits, field.name)
         if top is not None and value is not None and value > top:
-            raise RejectedError(f"limits.{field.name}: {_show(value)} is over this operator's maximum, {_show(top)}")
+            asked, most = (str(each) if field.name == "pids" else _show(each) for each in (value, top))
+            raise RejectedError(f"limits.{field.name}: {asked} is over this operator's maximum, {most}")
 
 
 def _check_minima(limits: Limits) -> None:
@@ -85,6 +86,6 @@ def _check_machine(limits: Limits, policy: Policy) -> None:
 def _show(value: object) -> str:
     if isinstance(value, timedelta):
         return format_duration(value)
-    if isinstance(value, int) and value >= 1024:  # noqa: PLR2004 - counts stay below, sizes do not
+    if isinstance(value, int):
         return format_size(Bytes(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
