@@ -211,12 +211,14 @@ class JobDelivery:
 
     async def bury(self, code: DeadCode, reason: str) -> None:
         """Send the body, byte for byte, to the dead letters, then ack."""
+        came_by = self.message.routing_key or ""
         letter = aio_pika.Message(
             self.message.body,
             headers={
                 DeadHeader.REASON: reason[:4000],
                 DeadHeader.CODE: code.value,
-                DeadHeader.FROM: self.message.routing_key or "",
+                DeadHeader.FROM: came_by if self.fresh or self.passport is None else str(self.passport.route),
+                DeadHeader.ID: self.submission.key.id if isinstance(self.submission, Job) else self.submission.id,
             },
             content_type=self.message.content_type,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,

@@ -37,6 +37,7 @@ class DeadHeader(StrEnum):
     REASON = "x-reason"
     CODE = "x-code"
     FROM = "x-from"
+    ID = "x-id"
 
 
 @dataclass(frozen=True, slots=True)

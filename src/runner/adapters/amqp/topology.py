@@ -26,6 +26,8 @@ _NOT_FOUND = 404
 _INEQUIVALENT = 406
 DELIVERY_LIMIT = 20
 """How often the broker delivers one message before it buries it."""
+_DEAD_DELIVERY_LIMIT = 1_000_000
+"""Each look at the dead letters is one more delivery of all of them; without this, brokers drop them at the 20th."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,12 @@ def _exchanges(names: Names) -> Iterator[Exchange]:
 
 def _queues(names: Names, queues: Sequence[QueueKey], history_max_age: str | None) -> Iterator[Queue]:
     # The dead letters must never refuse one: a full at-least-once source would stand still.
-    dead = {"x-queue-type": "quorum", "x-max-length-bytes": _DEAD_MAX_BYTES, "x-overflow": "drop-head"}
+    dead = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": _DEAD_DELIVERY_LIMIT,
+        "x-max-length-bytes": _DEAD_MAX_BYTES,
+        "x-overflow": "drop-head",
+    }
     yield Queue(name=names.dead, arguments=dead)
     for queue in queues:
         yield Queue(name=names.jobs(queue), arguments=reliable(names.dead))
@@ -243,7 +250,10 @@ async def _passive(connection: AbstractConnection, part: Exchange | Queue) -> bo
             else:
                 await channel.declare_queue(part.name, passive=True)
             await channel.close()
-    except aiormq.exceptions.ChannelNotFoundEntity:
+    except aiormq.exceptions.ChannelNotFoundEntity as error:
+        # A broker that has just started says so of queues that it has, but not up yet.
+        if "inaccessible" in str(error):
+            raise
         return False
     return True
 
