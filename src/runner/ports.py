@@ -77,7 +77,7 @@ class Engine(Protocol):
         """A container of that name may be adopted: sweeps leave it alone."""
 
     def drop(self, name: str) -> None:
-        """Nobody will adopt the container: the next sweep removes it."""
+        """Nobody will adopt the container: remove it, without anybody's waiting for it."""
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> Container:
         """The container that an earlier life launched for the attempt, with all of its output from the beginning.

@@ -293,7 +293,7 @@ async def test_an_engine_that_is_away_is_waited_for(tmp_path: Path, namespace: s
             assert await house.names() == set()
 
 
-async def test_what_is_kept_is_swept_only_after_it_was_dropped(earlier: House, house: House) -> None:
+async def test_what_is_kept_is_removed_when_nobody_wants_it_any_more(earlier: House, house: House) -> None:
     attempt = house.attempt(*SLEEPS)
     await leave(earlier, attempt, b"up")
     house.engine.keep(attempt.container_name)
@@ -301,8 +301,11 @@ async def test_what_is_kept_is_swept_only_after_it_was_dropped(earlier: House, h
     assert await house.names() == {attempt.container_name}
     assert house.folders() == {attempt.claim}
     house.engine.drop(attempt.container_name)
-    assert await house.sweep.once(grace=timedelta(0)) == 0
+    async with asyncio.timeout(20):
+        while house.engine.names():
+            await house.client.wait(attempt.container_name)
     assert await house.names() == set()
+    assert house.folders() == set()
 
 
 def test_a_claim_has_the_same_nonce_in_every_life(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.sweep import Sweep
 from runner.errors import EngineError, EngineGone
 from runner.init.binary import init_binary
-from runner.job import Attempt, Limits, Stack
+from runner.job import Attempt, Limits, Stack, container_name
 from runner.ports import OnOutput
 
 _LOG = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class DockerEngine:
         self._starting = asyncio.Semaphore(start_parallelism)
         self._launches: dict[str, _Launch] = {}
         self._creations: set[asyncio.Task[str]] = set()
+        self._disposals: set[asyncio.Task[None]] = set()
 
     def names(self) -> frozenset[str]:
         """The containers that a launch has begun to make and no discard has finished with."""
@@ -78,7 +79,10 @@ class DockerEngine:
 
     def drop(self, name: str) -> None:
         """Nobody will adopt the container; see `runner.ports.Engine`."""
-        self._launches.pop(name, None)
+        if name in self._launches:
+            disposal = asyncio.create_task(self._dispose(name))
+            self._disposals.add(disposal)
+            disposal.add_done_callback(self._disposals.discard)
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
@@ -123,9 +127,10 @@ class DockerEngine:
         for launch in self._launches.values():
             if launch.attachment is not None:
                 launch.attachment.close()
-        for creation in self._creations:
-            creation.cancel()
-        await asyncio.gather(*self._creations, return_exceptions=True)
+        owned = [*self._creations, *self._disposals]
+        for task in owned:
+            task.cancel()
+        await asyncio.gather(*owned, return_exceptions=True)
 
     async def _prepare(self, name: str, stack: Stack, limits: Limits, folder: JobFolder) -> Sandbox:
         """A started container whose init waits for its job."""
@@ -156,6 +161,13 @@ class DockerEngine:
             raise
         self._census.appeared(name)
         return container
+
+    async def _dispose(self, name: str) -> None:
+        try:
+            await self._removal.remove(name)
+            await self._remove_files(JobFolder(self._jobs / name.removeprefix(container_name(self._site.worker, ""))))
+        finally:
+            self._launches.pop(name, None)
 
     async def _outcome(self, launch: _Launch) -> str | None:
         """The container's id once the engine has answered; None if it made none that we know of."""
