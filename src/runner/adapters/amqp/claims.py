@@ -88,7 +88,7 @@ class Claims:
             )
             return await decided
         finally:
-            del self._waiting[claim]
+            self._waiting.pop(claim, None)
 
     async def _keep(self, messages: Messages, position: Position) -> None:
         claims = [claim for message in messages if (claim := self._read(message)) is not None]
