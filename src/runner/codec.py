@@ -93,6 +93,12 @@ def _matching(pattern: re.Pattern[str], most: int, right: str, value: str) -> st
     return value
 
 
+def _at_most(most: timedelta, value: timedelta) -> timedelta:
+    if value > most:
+        raise ValueError(f"{format_duration(value)} is too long; the most is {format_duration(most)}")
+    return value
+
+
 def _stack(value: str) -> str:
     name, at, revision = value.partition("@")
     _matching(_STACK, 40, "the name of a stack, such as python-3.11", name)
@@ -134,6 +140,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "10m", "1h"]}),
 ]
+Wait = Annotated[Duration, AfterValidator(partial(_at_most, timedelta(days=12)))]
 Size = Annotated[
     int, PlainValidator(parse_size), WithJsonSchema({"type": ["string", "integer"], "examples": ["64m", "1g"]})
 ]
@@ -161,9 +168,9 @@ class RetryMessage(_Wire):
     """When the job is started again after it ended badly."""
 
     max: Annotated[StrictInt, Field(ge=0, le=100)] = 0
-    delay: Duration = timedelta(seconds=10)
+    delay: Wait = timedelta(seconds=10)
     factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
-    max_delay: Duration = timedelta(minutes=10)
+    max_delay: Wait = timedelta(minutes=10)
     on: list[Annotated[StrictStr, AfterValidator(_reason)]] = ["failed", "oom_killed", "timed_out"]
 
 
@@ -184,7 +191,7 @@ class JobMessage(_Wire):
         ]
         | None
     ) = None
-    unique: Duration | None = None
+    unique: Annotated[Duration, AfterValidator(partial(_at_most, timedelta(days=7)))] | None = None
     stack: Annotated[StrictStr, AfterValidator(_stack)]
     command: Annotated[list[Text], Field(min_length=1)] | None = None
     env: Annotated[dict[Text, Text], AfterValidator(_env)] = {}
@@ -194,7 +201,7 @@ class JobMessage(_Wire):
     limits: LimitsMessage = LimitsMessage()
     network: Network | None = None
     retry: RetryMessage = RetryMessage()
-    delay: Duration | None = None
+    delay: Wait | None = None
     start_within: Duration | None = None
     fence: StrictBool = False
     labels: Annotated[dict[Text, Text], Field(max_length=16)] = {}
@@ -271,10 +278,6 @@ def unsupported(message: JobMessage) -> None:
     """Refuse what this version does not do yet. Raises ValueError naming the field."""
     asked = {
         "code": message.code is not None,
-        "retry.max": message.retry.max > 0,
-        "delay": message.delay is not None,
-        "unique": message.unique is not None,
-        "fence": message.fence,
         "network": message.network is Network.EGRESS,
         "limits.scratch": bool(message.limits.scratch),
         "stack": "@" in message.stack,
@@ -289,9 +292,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     if len(body) > MESSAGE_MAX:
         raise ValueError(f"the message has {len(body)} bytes, more than {MESSAGE_MAX}; pass on large input elsewhere")
     try:
-        value = json.loads(
-            body.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object
-        )
+        value = json.loads(body.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ValueError(f"the message is not UTF-8 (byte {error.start}); publish JSON in UTF-8") from error
     except json.JSONDecodeError as error:

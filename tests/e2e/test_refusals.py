@@ -67,10 +67,6 @@ async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, obje
     ("name", "fields"),
     [
         ("code", {"code": {"inline": ""}}),
-        ("retry.max", {"retry": {"max": 1}}),
-        ("delay", {"delay": "1s"}),
-        ("unique", {"unique": "1h"}),
-        ("fence", {"fence": True}),
         ("network", {"network": "egress"}),
         ("limits.scratch", {"limits": {"scratch": "1m"}}),
         ("stack", {"stack": f"{STACK}@r1"}),
