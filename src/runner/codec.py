@@ -193,7 +193,7 @@ class JobMessage(_Wire):
     ) = None
     unique: Annotated[Duration, AfterValidator(partial(_at_most, timedelta(days=7)))] | None = None
     stack: Annotated[StrictStr, AfterValidator(_stack)]
-    command: Annotated[list[Text], Field(min_length=1)] | None = None
+    command: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
     env: Annotated[dict[Text, Text], AfterValidator(_env)] = {}
     payload: Any = None
     code: CodeMessage | None = None
