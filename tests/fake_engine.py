@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from runner.errors import EngineError
+from runner.errors import NeverStarted
 from runner.job import Attempt, Exit, Stream
 from runner.ports import OnOutput
 
@@ -110,7 +110,7 @@ class FakeEngine:
         container = self.live.get(attempt.container_name)
         await asyncio.sleep(0)
         if container is None:
-            raise EngineError("there is no container to adopt")
+            raise NeverStarted("there is no container to adopt")
         container.hand_over(on_output)
         return container
 

@@ -8,6 +8,7 @@
     ├── DeferredError      this worker cannot run the job, another may; it is passed on
     ├── EngineError        the container engine failed us; the job is not to blame
     │   ├── EngineGone     the engine does not answer; wait for it
+    │   ├── NeverStarted   there is nothing to adopt, and never was; start it
     │   └── ImageMissing   the engine lacks the image; pass the job on
     ├── StartError         the container exists, but the job's process cannot be started
     └── BrokerError        the broker failed us
@@ -52,6 +53,10 @@ class EngineError(RunnerError):
 
 class EngineGone(EngineError):
     """The engine cannot be reached, or did not answer in time."""
+
+
+class NeverStarted(EngineError):
+    """The daemon ended before it had started the job that is to be adopted."""
 
 
 class ImageMissing(EngineError):

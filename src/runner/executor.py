@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from runner.errors import EngineError, ImageMissing, StartError
+from runner.errors import EngineError, ImageMissing, NeverStarted, StartError
 from runner.job import (
     PROGRESS_MAX,
     Attempt,
@@ -37,6 +37,8 @@ _PROGRESS_EVERY = 1.0
 _NOTE_EVERY = 1.0
 _SEQ_OF_A_LIFE = 100_000
 """Batches of a log that goes on in another life are counted on from this much later: the last ones were not noted."""
+_LAUNCHES = 3
+"""Lives of the daemon that may start a job anew that none of them saw begin: it may be what ended them."""
 _KILL_AGAIN = 5.0
 """Seconds between two tries to kill, while the engine does not help."""
 
@@ -116,7 +118,7 @@ class Run:
         return await self._result(verdict, end)
 
     async def _run(self) -> Exit:
-        container = await (self._launch() if self.earlier is None else self._adopt())
+        container = await (self._launch() if self.earlier is None else self._adopt(self.earlier))
         if container is None:
             return Exit()
         started = self._begun(container)
@@ -161,8 +163,15 @@ class Run:
             raise launched
         return launched
 
-    async def _adopt(self) -> Container:
-        return await self.engine.adopt(self.attempt, self._output)
+    async def _adopt(self, earlier: OpenClaim) -> Container | None:
+        """The container that our earlier life started; a new one where that life ended before the job had begun."""
+        try:
+            return await self.engine.adopt(self.attempt, self._output)
+        except NeverStarted:
+            if earlier.container is not None or earlier.lives >= _LAUNCHES:
+                raise
+        await self.engine.discard(self.attempt)
+        return await self._launch()
 
     def _begun(self, container: Container) -> datetime:
         """Tell of the start, unless our earlier life has; when it was."""

@@ -82,7 +82,8 @@ class Engine(Protocol):
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> Container:
         """The container that an earlier life launched for the attempt, with all of its output from the beginning.
 
-        Raises `EngineError` when there is none whose job was started. `discard` has to follow, as after `launch`.
+        Raises `NeverStarted` when there is a container without a job, or none; `EngineError` when its job is lost.
+        `discard` has to follow, as after `launch`.
         """
 
     async def discard(self, attempt: Attempt) -> None:

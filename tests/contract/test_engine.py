@@ -15,7 +15,7 @@ from tests.services import Endpoint
 
 from runner.adapters.docker.config import LABEL_WORKER
 from runner.adapters.docker.engine import open_engine
-from runner.errors import EngineError, ImageMissing, StartError
+from runner.errors import ImageMissing, NeverStarted, StartError
 from runner.job import Attempt, Exit, Limits, Stream
 from runner.ports import Engine
 
@@ -207,7 +207,7 @@ async def test_a_later_life_hears_everything_from_the_beginning(house: House) ->
 async def test_nothing_to_adopt(house: House) -> None:
     attempt = house.attempt(*SLEEPS)
     house.engine.keep(attempt.container_name)
-    with pytest.raises(EngineError):
+    with pytest.raises(NeverStarted):
         await house.engine.adopt(attempt, house.hear)
     await house.engine.discard(attempt)
     house.engine.drop(attempt.container_name)

@@ -13,7 +13,7 @@ from tests.services import Endpoint, Engine, build_busybox
 
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.nonces import Nonces
-from runner.errors import EngineError
+from runner.errors import EngineError, NeverStarted
 from runner.job import Attempt, Bytes, Exit, Limits
 
 pytestmark = pytest.mark.engine
@@ -228,15 +228,15 @@ async def test_input_that_fits_into_the_pipe_is_all_there(earlier: House, house:
 
 async def test_containers_without_a_job_are_not_adopted(earlier: House, house: House) -> None:
     gone, created, idle = (house.attempt(*SLEEPS) for _ in range(3))
-    with pytest.raises(EngineError, match="was gone when"):
+    with pytest.raises(NeverStarted, match="was gone when"):
         await adopt(house, gone)
     body = {"Image": house.image, "Labels": {"runner.worker": house.worker, "runner.boot": house.engine._site.boot}}
     await earlier.client.create(created.container_name, body | {"Cmd": ["true"]})
-    with pytest.raises(EngineError, match="ended before the job was started"):
+    with pytest.raises(NeverStarted, match="ended before the job was started"):
         await adopt(house, created)
     sleeping = await earlier.client.create(idle.container_name, body | {"Cmd": ["sleep", "1000"]})
     await earlier.client.start(sleeping)
-    with pytest.raises(EngineError, match="ended before the job was started"):
+    with pytest.raises(NeverStarted, match="ended before the job was started"):
         await adopt(house, idle)
     for attempt in (gone, created, idle):
         await house.engine.discard(attempt)

@@ -10,7 +10,7 @@ from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import LABEL_BOOT
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
-from runner.errors import EngineError, EngineGone
+from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.job import Attempt
 from runner.ports import OnOutput
 
@@ -33,12 +33,12 @@ async def adopt(
 ) -> DockerContainer:
     """The attempt's container, with all of its output from the beginning.
 
-    Raises `EngineError` when its job is lost: never started, gone, or without its input. Waits for an engine that does
-    not answer, for as long as it takes.
+    Raises `NeverStarted` when there is no container or no job in it, and `EngineError` when the job is lost for another
+    reason. Waits for an engine that does not answer, for as long as it takes.
     """
     found = await _patiently(lambda: client.inspect(attempt.container_name))
     if found is None:
-        raise EngineError("its container was gone when the daemon came back")
+        raise NeverStarted("its container was gone when the daemon came back")
     if found["Config"]["Labels"].get(LABEL_BOOT) != boot:
         raise EngineError("the machine was started anew, and the job ended with it")
     if len(attempt.plan.job.stdin or b"") > _PIPE:

@@ -14,7 +14,7 @@ from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import PLACES
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
-from runner.errors import EngineError, EngineGone
+from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
 from runner.job import Exit, Limits, Stream
@@ -107,7 +107,7 @@ class DockerContainer:
     async def resume(self, began: datetime) -> None:
         """Catch up with a job that an earlier life started; `began` is when its container was.
 
-        May be called again when it has failed. Raises `EngineError` when the job was never started.
+        May be called again when it has failed. Raises `NeverStarted` when there is no job to go on with.
         """
         self._replayed = True
         for tries_left in reversed(range(_RESUME_TRIES)):
@@ -121,7 +121,7 @@ class DockerContainer:
             if state.get("Status") != "running":
                 break
             await asyncio.sleep(_RESUME_PAUSE)
-        raise EngineError("the daemon ended before the job was started")
+        raise NeverStarted("the daemon ended before the job was started")
 
     async def wait(self) -> Exit:
         """Return once the job has ended and its output was handed over. May be awaited again after cancellation.
