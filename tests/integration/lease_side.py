@@ -111,10 +111,10 @@ async def open_side(
     side = Side(names=names, worker=worker, leases=leases, desk=desk, counts=counts, superseded=superseded)
     lost = Lost(desk=desk, worker=worker, heartbeat=heartbeat, offer=side.taken.put_nowait)
     users = (leases.use, lost.use) if sees_to_lost else (leases.use,)
-    common: dict[str, Any] = {"name": worker, "heartbeat": heartbeat, "observer": counts}
+    common: dict[str, Any] = {"name": worker, "observer": counts}
     links = (
         Link(urls=[consume], role="consume", users=users, pulse=pulse, **common),
-        Link(urls=[publish], role="publish", users=(publisher.use,), **common),
+        Link(urls=[publish], role="publish", users=(publisher.use,), pulse=Pulse(heartbeat), **common),
     )
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(link.run()) for link in links] + [tasks.create_task(leases.renew())]

@@ -5,11 +5,14 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
 
 from runner.adapters.amqp import topology
+from runner.adapters.amqp.cancelled import Cancelled
+from runner.adapters.amqp.claims import Claims
 from runner.adapters.amqp.control import Command, Control
 from runner.adapters.amqp.delivery import Desk, plain_ack
 from runner.adapters.amqp.depths import Depths
@@ -21,6 +24,7 @@ from runner.adapters.amqp.leases import Leases
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, Link, describe
 from runner.adapters.amqp.logs import LogPublisher
 from runner.adapters.amqp.lost import Lost
+from runner.adapters.amqp.memory import Memory
 from runner.adapters.amqp.namelock import NameLock
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Publisher
@@ -44,15 +48,20 @@ class Broker:
     intake: JobIntake
     events: EventPublisher
     log_sink: LogPublisher
+    cancelled: Cancelled
+    claims: Claims
     links: tuple[Link, ...]
 
     def problems(self) -> list[str]:
         """Why no jobs can be taken from the broker now."""
-        return [
+        problems = [
             f"no {link.role} connection to the broker" + (f": {link.fault}" if link.fault else "")
             for link in self.links
             if not link.up
         ]
+        if not problems and not self.cancelled.up_to_date:
+            problems.append("reading which jobs were cancelled")
+        return problems
 
 
 async def ready_topology(settings: Settings) -> None:
@@ -102,6 +111,7 @@ def visible_queues(settings: Settings) -> list[str]:
 async def open_broker(
     settings: Settings,
     metrics: Metrics,
+    memory: Memory,
     *,
     commands: Mapping[str, Command],
     cancel: Callable[[JobKey, str], None],
@@ -128,15 +138,21 @@ async def open_broker(
         names=names, queues=topology.job_queues(settings.worker.pools, tenants), wrap=desk.open, rank=rank
     )
     control = Control(names=names, worker=worker, publisher=publisher, commands=commands, cancel=cancel)
+    cancelled = Cancelled(names=names, worker=worker, publisher=publisher, memory=memory, cancel=cancel)
+    claims = Claims(names=names, worker=worker, publisher=publisher, memory=memory, now=_now)
     lost = Lost(desk=desk, worker=worker, heartbeat=settings.amqp.heartbeat, offer=intake.offer)
     finder = Finder(names=names, worker=worker, knowledge=knowledge, publisher=publisher, log_publisher=log_publisher)
     depths = Depths(queues=visible_queues(settings), tell=metrics.queue_depth)
     logs = LogPublisher(names=names, publisher=log_publisher, dropped=metrics.output_omitted)
+
+    async def take_jobs(connection: AbstractConnection) -> None:
+        await cancelled.follower.caught_up()  # else a job could start that was cancelled long ago
+        await intake.use(connection)
+
     consume = Link(
         urls=settings.amqp.url,
         name=worker,
         role="consume",
-        heartbeat=settings.amqp.heartbeat,
         observer=metrics,
         enter=NameLock(names=names, worker=worker).take,
         pulse=pulse,
@@ -145,7 +161,9 @@ async def open_broker(
             lost.use,
             control.use,
             Unrouted(desk=desk, offer=intake.offer).use,
-            intake.use,
+            cancelled.use,
+            claims.use,
+            take_jobs,
             finder.use,
             depths.use,
         ),
@@ -162,10 +180,16 @@ async def open_broker(
             tasks.create_task(chore) for chore in (leases.renew(), logs.run(), _take_back(leases, desk, intake))
         ]
         try:
-            yield Broker(intake=intake, events=events, log_sink=logs, links=links)
+            yield Broker(
+                intake=intake, events=events, log_sink=logs, cancelled=cancelled, claims=claims, links=links
+            )
         finally:
             for task in running:
                 task.cancel()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 async def _take_back(leases: Leases, desk: Desk, intake: JobIntake) -> None:
@@ -180,7 +204,7 @@ def _link(settings: Settings, metrics: Metrics, role: str, publisher: Publisher)
         urls=settings.amqp.url,
         name=settings.worker.name,
         role=role,
-        heartbeat=settings.amqp.heartbeat,
+        pulse=Pulse(settings.amqp.heartbeat),
         observer=metrics,
         users=(publisher.use,),
     )

@@ -10,7 +10,6 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol
 
 import aio_pika
@@ -59,17 +58,16 @@ class SessionOver(BrokerError):
 class Link:
     """A connection in one role (`consume`, `publish`, `logs`), kept up.
 
-    `enter` is awaited on each new connection before its users start. `pulse` is told when the broker answered.
+    `enter` is awaited on each new connection before its users start.
     """
 
     urls: Sequence[str]
     name: str
     role: str
-    heartbeat: timedelta
+    pulse: Pulse
     observer: LinkObserver
     users: Sequence[User]
     enter: User | None = None
-    pulse: Pulse | None = None
     fault: str | None = None
     since: float | None = None
     _tries: int = field(default=0)
@@ -87,6 +85,7 @@ class Link:
                 await self._session(self.urls[self._tries % len(self.urls)])
             except* (*BROKER_FAULTS, BrokerError) as errors:
                 self._lost(errors)
+            _heed_cancellation()
             await asyncio.sleep(self._pause())
 
     def _lost(self, errors: BaseExceptionGroup[BaseException]) -> None:
@@ -99,7 +98,9 @@ class Link:
         return random.uniform(0, most)  # noqa: S311 - spreads the load, keeps no secret
 
     async def _session(self, url: str) -> None:
+        asked = self.pulse.clock()
         connection = await self._connect(url)
+        self.pulse.asked = asked
         try:
             if self.enter is not None:
                 await self.enter(connection)
@@ -119,7 +120,7 @@ class Link:
             await _close(connection)
 
     async def _connect(self, url: str) -> AbstractConnection:
-        heartbeat = max(1, round(self.heartbeat.total_seconds()))
+        heartbeat = max(1, round(self.pulse.heartbeat.total_seconds()))
         address = URL(url).update_query(heartbeat=heartbeat)
         name = f"runner:{self.name}:{self.role}"
         async with asyncio.timeout(_CONNECT_TIMEOUT):
@@ -133,15 +134,21 @@ class Link:
 
     async def _probe(self, connection: AbstractConnection) -> None:
         """Opening a channel is a round trip that proves both directions; a peer that says nothing ends the session."""
-        pulse = self.pulse or Pulse(self.heartbeat)
         while True:
-            asked = pulse.clock()
+            await asyncio.sleep(self.pulse.period)
+            asked = self.pulse.clock()
             async with asyncio.timeout(_PROBE_TIMEOUT):
                 channel = await connection.channel(publisher_confirms=False)
                 await channel.close()
-            pulse.asked = asked
-            await asyncio.sleep(pulse.period)
+            self.pulse.asked = asked
             self._tries = 0
+
+
+def _heed_cancellation() -> None:
+    """Raise again what a task group forgets when one of its tasks fails while it is being cancelled."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _use(user: User, connection: AbstractConnection) -> None:
