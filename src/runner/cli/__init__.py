@@ -20,6 +20,7 @@ _COMMANDS = {
     "cancel": "Stop jobs, wherever they are.",
     "workers": "List the workers: state, room, running jobs.",
     "queues": "Tell what waits in each queue, and why.",
+    "dead": "Look through the dead letters; replay or drop them.",
     "schema": "Print the JSON Schema of a job.",
     "stacks": "Build and list the stacks of this machine.",
     "topology": "Make or verify what has to stand in the broker.",

@@ -43,7 +43,8 @@ async def show_json(job: SubmittedJob, shown: set[str] | None = None) -> None:
 def tell_end(result: Result) -> None:
     """Say on stderr what a person has to know beside the log."""
     if not result.succeeded:
-        click.echo(f"runner: {result.outcome}: {result.reason}", err=True)
+        reason = result.reason.removeprefix(f"{result.outcome}: ")
+        click.echo(f"runner: {result.outcome}: {reason}", err=True)
     if not result.logs_complete and result.body["times"]["started"] is not None:
         click.echo("runner: a part of the log was lost on its way", err=True)
 

@@ -40,6 +40,10 @@ class Publisher:
             self._open.clear()
             self._channel = None
 
+    async def opened(self) -> None:
+        """Return when there is a channel."""
+        await self._open.wait()
+
     async def publish(
         self, exchange: str, routing_key: str, message: aio_pika.Message, *, mandatory: bool, timeout: float = 10
     ) -> None:
