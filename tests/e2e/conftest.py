@@ -49,6 +49,7 @@ async def shared_submitter(shared: Daemon) -> AsyncIterator[Submitter]:
 async def daemon(shared: Daemon, shared_submitter: Submitter) -> AsyncIterator[Daemon]:
     """The shared daemon; after each test it has to be idle and clean, with no dead letter that was not looked at."""
     yield shared
+    await shared_submitter.cancel_all()
     await shared.clean()
     assert await shared_submitter.purge("dead") == 0
 

@@ -211,12 +211,16 @@ class Daemon:
             raise AssertionError(f"still running after {timeout:g} s: {self.log.read_text()[-4000:]}") from None
 
     async def stop(self) -> None:
-        """Drain it, and see that nothing is left: no process, container, file or message, and no fault on its log."""
-        self.terminate()
+        """Drain it (a second signal would hurry it), and see that nothing is left: no process, container or file.
+
+        Nor may there be a fault on its log.
+        """
+        if "draining" not in await self.problems():
+            self.terminate()
         assert await self.exited() == 0, self.log.read_text()[-4000:]
         assert await self.site.containers() == []
         assert self.site.job_folders == []
-        assert self.faults() == []
+        assert not self.faults(), self.faults()
 
     async def clean(self) -> None:
         """Return when it runs nothing, and nothing is left of what it ran."""
@@ -225,7 +229,10 @@ class Daemon:
         assert self.site.job_folders == []
 
     def faults(self) -> list[str]:
-        """What it complained about: errors, and whatever is no record at all, such as a trace."""
+        """What it complained about: errors, and whatever is no record at all, such as a trace.
+
+        The client library's word on a connection does not count: that a broker is away is no fault of the daemon's.
+        """
         return [line for line in self.log.read_text().splitlines() if not _is_harmless(line)]
 
     def resident(self, what: str = "VmRSS") -> int:
@@ -251,9 +258,10 @@ class Daemon:
 
 def _is_harmless(line: str) -> bool:
     try:
-        return json.loads(line)["level"] not in ("error", "critical")
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(line)
+    except ValueError:
         return False
+    return record["level"] not in ("error", "critical") or record["logger"] == "aiormq.connection"
 
 
 @asynccontextmanager
