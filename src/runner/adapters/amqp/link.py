@@ -81,12 +81,21 @@ class Link:
         """Keep the connection up until cancelled."""
         tolerate_odd_frames()
         while True:
+            # A task of its own: among the failures of a session that is being closed, our cancellation would be lost.
+            attempt = asyncio.get_running_loop().create_task(self._attempt())
             try:
-                await self._session(self.urls[self._tries % len(self.urls)])
-            except* (*BROKER_FAULTS, BrokerError) as errors:
-                self._lost(errors)
-            _heed_cancellation()
+                await asyncio.wait({attempt})
+            finally:
+                attempt.cancel()
+                await asyncio.wait({attempt})
+            attempt.result()
             await asyncio.sleep(self._pause())
+
+    async def _attempt(self) -> None:
+        try:
+            await self._session(self.urls[self._tries % len(self.urls)])
+        except* (*BROKER_FAULTS, BrokerError) as errors:
+            self._lost(errors)
 
     def _lost(self, errors: BaseExceptionGroup[BaseException]) -> None:
         self.fault = "; ".join(dict.fromkeys(describe(error) for error in leaves(errors)))
@@ -142,13 +151,6 @@ class Link:
                 await channel.close()
             self.pulse.asked = asked
             self._tries = 0
-
-
-def _heed_cancellation() -> None:
-    """Raise again what a task group forgets when one of its tasks fails while it is being cancelled."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 async def _use(user: User, connection: AbstractConnection) -> None:
