@@ -147,6 +147,7 @@ class FakeDelivery:
     number: int = 1
     lost: int = 0
     deferrals: int = 0
+    run: str = "run"
     vanished: Vanished | None = None
     not_before: datetime | None = None
     gone: bool = False
@@ -383,6 +384,37 @@ class FakeStacks:
 
     def invalidate(self, name: str) -> None:
         self.invalidated.append(name)
+
+
+class FakeCancelled:
+    """The port `Cancelled`. While `caught_up` is not set, it does not answer."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[JobKey, str] = {}
+        self.caught_up = asyncio.Event()
+        self.caught_up.set()
+
+    async def reason(self, key: JobKey) -> str | None:
+        await self.caught_up.wait()
+        return self.reasons.get(key)
+
+
+class FakeUniqueness:
+    """The port `Uniqueness`, for ever: of the runs of a job, the first one wins. `answers` holds back the answer."""
+
+    def __init__(self) -> None:
+        self.winners: dict[JobKey, str] = {}
+        self.asked: list[tuple[JobKey, str, str, timedelta]] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.fault: BrokerError | None = None
+
+    async def wins(self, key: JobKey, run: str, claim: str, span: timedelta) -> bool:
+        self.asked.append((key, run, claim, span))
+        await self.answers.wait()
+        if self.fault is not None:
+            raise self.fault
+        return self.winners.setdefault(key, run) == run
 
 
 class FakeObserver:

@@ -165,6 +165,10 @@ class Delivery(Protocol):
     def deferrals(self) -> int:
         """How often the job was passed on since it was last taken from its submitter."""
 
+    @property
+    def run(self) -> str:
+        """Which submission this is, however often it is taken, lost and started again."""
+
     async def resume(self, claim: str) -> Lease:
         """Go on under the claim of our earlier life, which this delivery is the lease of."""
 
@@ -337,6 +341,26 @@ class Journal(Protocol):
 
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time."""
+
+
+class Cancelled(Protocol):
+    """What the fleet remembers of cancelled jobs."""
+
+    async def reason(self, key: JobKey) -> str | None:
+        """Why the job was cancelled, maybe in no words; None when it was not.
+
+        Waits until every cancel is known that was confirmed before we were connected; later ones come by themselves.
+        """
+
+
+class Uniqueness(Protocol):
+    """What the fleet remembers of jobs that are to be the only ones of their ids."""
+
+    async def wins(self, key: JobKey, run: str, claim: str, span: timedelta) -> bool:
+        """Whether this run of the job is the only one for `span`; one that has won once has won for good.
+
+        Raises `BrokerError` when nobody can tell in time. It may be asked again.
+        """
 
 
 class Stacks(Protocol):

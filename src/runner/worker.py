@@ -6,7 +6,6 @@ metrics stay up to the end.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from runner.job import (
 )
 from runner.plan import Policy, check_request, make_plan
 from runner.ports import (
+    Cancelled,
     ClaimRecord,
     Delivery,
     Engine,
@@ -46,6 +46,7 @@ from runner.ports import (
     OpenClaim,
     Phases,
     Stacks,
+    Uniqueness,
 )
 from runner.retry import History, Retry, decide, deferral
 from runner.timeline import Timeline
@@ -54,7 +55,6 @@ from runner.units import format_duration
 log = logging.getLogger(__name__)
 
 _DUPLICATES_FOR = timedelta(minutes=10)
-_CANCELS_KEPT = 10_000
 _CLOCKS_DIFFER = timedelta(seconds=1)
 """A delay that the broker has seen to is over, even if this machine's clock is a little behind."""
 _CAPPED_AGAIN = timedelta(seconds=2)
@@ -73,6 +73,8 @@ class Outside:
     log_sink: LogSink
     journal: Journal
     stacks: Stacks
+    cancelled: Cancelled
+    uniqueness: Uniqueness
     observer: Observer
     now: Callable[[], datetime]
     new_claim: Callable[[], str]
@@ -126,7 +128,6 @@ class Worker:
         self._outside = outside
         self._capacity = capacity
         self._held: dict[str, _Held] = {}
-        self._cancelled: OrderedDict[JobKey, str] = OrderedDict()
         self._arriving = 0
         self._pauses: dict[str, str] = {}
         self._draining = False
@@ -240,11 +241,7 @@ class Worker:
             self._ask()
 
     def cancel(self, key: JobKey, reason: str) -> None:
-        """End the job if it is here, else when it is next taken here."""
-        self._cancelled[key] = reason
-        self._cancelled.move_to_end(key)
-        while len(self._cancelled) > _CANCELS_KEPT:
-            self._cancelled.popitem(last=False)
+        """End the job if it is here; whoever takes it later finds it cancelled by `Outside.cancelled`."""
         for held in self._held.values():
             if held.job.key == key:
                 held.cancelled = reason
@@ -315,9 +312,9 @@ class Worker:
             await self._adopt(delivery, submission, earlier, tasks, arrived)
             return
         held = _Held(timeline.claim, submission, delivery, asyncio.get_running_loop().create_future())
-        held.cancelled = self._cancelled.get(submission.key)
         self._held[timeline.claim] = held
         try:
+            await self._recall(submission.key)
             if delivery.fresh and (known or await self._finished_lately(submission.key)):
                 await self._drop_duplicate(delivery, timeline)
             elif await self._is_lost_for_good(delivery, held, timeline):
@@ -355,13 +352,14 @@ class Worker:
         timeline.claim, timeline.attempt, timeline.stack = claim, record.attempt, choices.stack
         timeline.seq = _SEQ_OF_A_LIFE * (earlier.lives + 1)
         held = _Held(claim, job, delivery, asyncio.get_running_loop().create_future(), claimed=True)
-        held.cancelled = self._cancelled.get(job.key)
         self._held[claim] = held
         lasts = plan.limits.timeout + plan.limits.grace
         now = asyncio.get_running_loop().time()
         self._capacity.adopt(claim, Claim.of(plan.limits), lasts, now)
         self._fairness.started(claim, job.route.tenant, plan.limits.cpus, now)
         arrived.over()
+        # Beside it: the job runs, and has its deadline, whether or not the fleet's memory answers.
+        recalling = tasks.create_task(self._recall(job.key))
         try:
             lease = await delivery.resume(claim)
             await self._outside.journal.adopted(claim)
@@ -369,7 +367,14 @@ class Worker:
             run = self._make_run(attempt, record.claimed, timeline, earlier)
             await self._run_claimed(held, run, lease)
         finally:
+            recalling.cancel()
             self._let_go(held)
+
+    async def _recall(self, key: JobKey) -> None:
+        """Learn of a cancel that came before the job did; with the job held already, none falls in between."""
+        reason = await self._outside.cancelled.reason(key)
+        if reason is not None:
+            self.cancel(key, reason)
 
     def _let_go(self, held: _Held) -> None:
         del self._held[held.claim]
@@ -546,12 +551,36 @@ class Worker:
         claimed = self._outside.now()
         lease = await delivery.claim(held.claim)
         held.claimed = True
-        attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)
         timeline.attempt = lease.number
+        if not await self._may_start(delivery.run, held, lease, timeline):
+            return
+        attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)
         choices = Choices.of(plan)
         await self._outside.journal.claimed(self._record(held.claim, held.job.key, claimed, lease.number, choices))
         timeline.tell(EventKind.CLAIMED)
         await self._run_claimed(held, self._make_run(attempt, claimed, timeline), lease)
+
+    async def _may_start(self, run: str, held: _Held, lease: Lease, timeline: Timeline) -> bool:
+        """Deal with a unique job that is not the only one: false when there is nothing to start.
+
+        Asked under the lease, which has the run in it: a run that has won must not be forgotten by a crash.
+        """
+        key, span = held.job.key, held.job.unique
+        if span is None:
+            return True
+        try:
+            if await self._outside.uniqueness.wins(key, run, held.claim, span):
+                return True
+        except BrokerError as error:
+            await self._pass_on(lease, timeline, str(error))
+            return False
+        reason = f"another job of this id was started, and for {format_duration(span)} it is to be the only one"
+        timeline.tell(EventKind.DUPLICATE, reason=reason)
+        await timeline.told()
+        await self._outside.journal.claimed(self._record(held.claim, key, self._outside.now(), lease.number))
+        await self._outside.journal.ended(held.claim, finished=False)
+        await lease.settle()
+        return False
 
     async def _run_claimed(self, held: _Held, run: Run, lease: Lease) -> None:
         held.run, attempt = run, run.attempt
@@ -592,12 +621,7 @@ class Worker:
             result = await run.execute()
         except ImageMissing as error:
             self._outside.stacks.invalidate(run.attempt.plan.stack.name)
-            delay = timedelta(seconds=1)
-            timeline.tell(EventKind.DEFERRED, reason=str(error), delay=delay)
-            await timeline.told()
-            await lease.defer(delay)
-            await self._outside.journal.ended(timeline.claim, finished=False)
-            self._outside.observer.deferred()
+            await self._pass_on(lease, timeline, str(error))
             return 0.0
         finally:
             watch.cancel()
@@ -611,6 +635,15 @@ class Worker:
             await timeline.told()
             await self._outside.journal.ended(timeline.claim, finished=False)
         return result.usage.cpu_seconds
+
+    async def _pass_on(self, lease: Lease, timeline: Timeline, reason: str) -> None:
+        """Let another worker try a job that was claimed here and not started."""
+        delay = timedelta(seconds=1)
+        timeline.tell(EventKind.DEFERRED, reason=reason, delay=delay)
+        await timeline.told()
+        await lease.defer(delay)
+        await self._outside.journal.ended(timeline.claim, finished=False)
+        self._outside.observer.deferred()
 
     async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
         """Tell how the attempt ended, then settle: the job is over, or starts again."""

@@ -19,6 +19,7 @@ from runner.adapters.amqp.link import Link, User
 from runner.adapters.amqp.memory import Memory, open_memory
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Publisher
+from runner.adapters.amqp.pulse import Pulse
 from runner.job import JobKey
 
 TENANT = "acme"
@@ -171,4 +172,4 @@ async def reader(
 
 
 def _link(url: str, worker: str, role: str, *users: User) -> Link:
-    return Link(urls=[url], name=worker, role=role, heartbeat=timedelta(seconds=10), observer=Silent(), users=users)
+    return Link(urls=[url], name=worker, role=role, pulse=Pulse(timedelta(seconds=10)), observer=Silent(), users=users)

@@ -14,12 +14,14 @@ from tests.fakes import (
     NOW,
     Clock,
     Diary,
+    FakeCancelled,
     FakeDelivery,
     FakeEvents,
     FakeIntake,
     FakeLogSink,
     FakeObserver,
     FakeStacks,
+    FakeUniqueness,
     NotingEngine,
     NotingJournal,
     make_invalid,
@@ -28,7 +30,7 @@ from tests.fakes import (
 )
 
 from runner.capacity import NOTHING, Budget, Capacity, Claim
-from runner.errors import EngineError, EngineGone, ImageMissing, RejectedError, StartError
+from runner.errors import BrokerError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
 from runner.job import (
     Attempt,
     Blame,
@@ -94,6 +96,8 @@ class House:
         self.journal = NotingJournal(self.diary, self.clock)
         self.engine = NotingEngine(self.diary, self.scripts)
         self.stacks = FakeStacks()
+        self.cancelled = FakeCancelled()
+        self.uniqueness = FakeUniqueness()
         self.observer = FakeObserver()
         total = Claim(millicpus=2000, memory=Bytes(256 * MIB))
         self.capacity = Capacity(budget=Budget(total=total, max_jobs=self.max_jobs), typical=Claim.of(LIMITS))
@@ -107,6 +111,8 @@ class House:
             log_sink=self.logs,
             journal=self.journal,
             stacks=self.stacks,
+            cancelled=self.cancelled,
+            uniqueness=self.uniqueness,
             observer=self.observer,
             now=self.clock,
             new_claim=lambda: f"c{next(numbers)}",
@@ -718,21 +724,65 @@ async def test_a_job_whose_launch_hangs_is_cancelled_and_cleaned_up() -> None:
 
 async def test_a_job_that_was_cancelled_before_it_came_never_starts() -> None:
     house = House()
-    async with at_work(house) as worker:
+    async with at_work(house):
         job = make_job("a", command=RUNS)
-        worker.cancel(job.key, "not wanted")
+        house.cancelled.reasons[job.key] = "not wanted"
         delivery = house.put(job)
         await settled(delivery)
     assert delivery.how == "drop"
+    assert house.result("a").verdict.reason == "cancelled: not wanted"
+    assert house.engine.launched == []
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"fresh": False, "deferrals": 2},
+        {"fresh": False, "number": 2},
+        {"fresh": False, "not_before": NOW + timedelta(hours=1)},
+        {"fresh": False, "number": 2, "lost": 1, "vanished": Vanished(worker=RULES.name, claim="gone")},
+    ],
+)
+async def test_a_cancel_holds_by_whichever_way_the_job_comes(way: dict[str, object]) -> None:
+    house = House()
+    async with at_work(house):
+        job = make_job("a", command=RUNS)
+        house.cancelled.reasons[job.key] = ""
+        await settled(house.put(job, **way))
     assert house.events.outcome("a") is Outcome.CANCELLED
+    assert house.engine.launched == []
+
+
+async def test_every_copy_of_a_cancelled_job_ends() -> None:
+    house = House()
+    async with at_work(house):
+        job = make_job("a", command=RUNS)
+        house.cancelled.reasons[job.key] = ""
+        for _ in range(2):
+            await settled(house.put(job, fresh=False))
+    assert house.engine.launched == []
+    assert [event.kind for event in house.events.of("a")] == [EventKind.FINISHED] * 2
+
+
+async def test_no_job_starts_before_it_is_known_what_was_cancelled() -> None:
+    house = House()
+    house.cancelled.caught_up.clear()
+    async with at_work(house) as worker:
+        job = make_job("a", command=RUNS)
+        delivery = house.put(job)
+        await until(lambda: job.key in worker.held().values())
+        worker.cancel(job.key, "while reading")
+        house.cancelled.caught_up.set()
+        await settled(delivery)
+    assert house.result("a").verdict.reason == "cancelled: while reading"
     assert house.engine.launched == []
 
 
 async def test_a_cancelled_job_is_over_also_where_it_could_not_run() -> None:
     house = House()
-    async with at_work(house) as worker:
+    async with at_work(house):
         job = make_job("a", stack=replace(make_job().stack, name="elsewhere"))
-        worker.cancel(job.key, "")
+        house.cancelled.reasons[job.key] = ""
         delivery = house.put(job, fresh=False, deferrals=3)
         await settled(delivery)
     assert house.events.outcome("a") is Outcome.CANCELLED
@@ -747,6 +797,68 @@ async def test_a_cancelled_job_is_not_tried_again() -> None:
         worker.cancel(job.key, "")
         await settled(delivery)
     assert delivery.how == "settle"
+
+
+# Unique jobs
+
+
+async def test_a_job_that_need_not_be_unique_asks_nobody() -> None:
+    house = House()
+    async with at_work(house):
+        await settled(house.put(make_job("a", command=ENDS)))
+    assert house.uniqueness.asked == []
+
+
+async def test_of_two_runs_of_a_unique_job_one_is_started() -> None:
+    house = House()
+    async with at_work(house):
+        job = make_job("a", command=ENDS, unique=timedelta(hours=1))
+        first = house.put(job, run="r1", fresh=False)
+        await settled(first)
+        second = house.put(job, run="r2", fresh=False)
+        await settled(second)
+        assert (first.how, second.how) == ("settle", "settle")
+    assert len(house.engine.launched) == 1
+    assert house.events.kinds("a")[-1] is EventKind.DUPLICATE
+    assert house.events.kinds("a").count(EventKind.CLAIMED) == 1
+    assert house.events.outcome("a") is Outcome.SUCCEEDED
+    assert await house.journal.is_over("c2")
+    # Asked under the lease, so that no crash can make the winner forget that it has won.
+    assert house.diary.order("claim a", "settle a", "duplicate a")[-2:] == ["duplicate a", "settle a"]
+
+
+async def test_the_same_run_of_a_unique_job_is_started_again() -> None:
+    house = House()
+    async with at_work(house):
+        job = make_job("a", command=FAILS, unique=timedelta(hours=1), retry=RetryPolicy(max=1))
+        for number in (1, 2):
+            await settled(house.put(job, run="r1", fresh=False, number=number))
+    assert [run for _, run, _, _ in house.uniqueness.asked] == ["r1", "r1"]
+    assert len(house.engine.launched) == 2
+
+
+async def test_a_unique_job_is_passed_on_while_nobody_can_tell() -> None:
+    house = House()
+    house.uniqueness.fault = BrokerError("the stream does not answer")
+    async with at_work(house):
+        delivery = house.put(make_job("a", unique=timedelta(hours=1)))
+        await settled(delivery)
+    assert delivery.how == "defer"
+    assert house.events.kinds("a") == [EventKind.DEFERRED]
+    assert house.engine.launched == []
+
+
+async def test_a_unique_job_that_is_cancelled_while_it_is_decided_does_not_run() -> None:
+    house = House()
+    house.uniqueness.answers.clear()
+    async with at_work(house) as worker:
+        job = make_job("a", command=DEAF, unique=timedelta(hours=1))
+        delivery = house.put(job)
+        await until(lambda: house.uniqueness.asked)
+        worker.cancel(job.key, "late")
+        house.uniqueness.answers.set()
+        await settled(delivery)
+    assert house.events.outcome("a") is Outcome.CANCELLED
 
 
 # Faults stay where they are

@@ -180,9 +180,7 @@ async def open_broker(
             tasks.create_task(chore) for chore in (leases.renew(), logs.run(), _take_back(leases, desk, intake))
         ]
         try:
-            yield Broker(
-                intake=intake, events=events, log_sink=logs, cancelled=cancelled, claims=claims, links=links
-            )
+            yield Broker(intake=intake, events=events, log_sink=logs, cancelled=cancelled, claims=claims, links=links)
         finally:
             for task in running:
                 task.cancel()

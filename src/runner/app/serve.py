@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from runner import __version__
+from runner.adapters.amqp.memory import Memory, open_memory
 from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.health import EngineHealth
 from runner.adapters.history import History, open_history
@@ -53,6 +54,7 @@ async def serve(settings: Settings) -> None:
                 now=_now,
             )
         )
+        memory = await stack.enter_async_context(open_memory(settings.worker.state_dir, _now))
         images = await stack.enter_async_context(open_images(settings.engine.url))
         catalog = Catalog(settings.stacks.dir, images, runtimes=settings.engine.runtimes)
         metrics = _metrics(settings, catalog)
@@ -69,6 +71,7 @@ async def serve(settings: Settings) -> None:
             settings=settings,
             journal=journal,
             history=history,
+            memory=memory,
             catalog=catalog,
             metrics=metrics,
             house=house,
@@ -84,6 +87,7 @@ class Daemon:
     settings: Settings
     journal: SqliteJournal
     history: History
+    memory: Memory
     catalog: Catalog
     metrics: Metrics
     house: OpenEngine
@@ -150,6 +154,7 @@ class Daemon:
             open_broker(
                 self.settings,
                 self.metrics,
+                self.memory,
                 commands=commands,
                 cancel=self._cancel,
                 superseded=self._superseded,
@@ -223,6 +228,8 @@ class Daemon:
             log_sink=RecordedLogs(publisher=broker.log_sink, history=self.history),
             journal=self.journal,
             stacks=self.catalog,
+            cancelled=broker.cancelled,
+            uniqueness=broker.claims,
             observer=self.metrics,
             now=_now,
             new_claim=_new_claim,

@@ -43,6 +43,11 @@ class Cancelled:
         """Follow until the connection ends."""
         await self.follower.use(connection)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether `reason` would answer at once."""
+        return self.follower.up_to_date
+
     async def reason(self, key: JobKey) -> str | None:
         """Why the job was cancelled; None when it was not. Waits until we know of every cancel so far."""
         await self.follower.caught_up()

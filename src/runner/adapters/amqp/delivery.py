@@ -1,7 +1,7 @@
 """A message that was taken, and its way on: claimed under a lease, passed on, buried, or put back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import aio_pika
@@ -12,7 +12,7 @@ from runner.adapters.amqp.leases import LeaseHold, Leases
 from runner.adapters.amqp.link import BROKER_FAULTS, describe
 from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path
 from runner.adapters.amqp.publisher import Publisher
-from runner.codec import Envelope, decode_job, new_id, parse_route, tenant_of
+from runner.codec import ID, Envelope, decode_job, new_id, parse_route, tenant_of
 from runner.errors import BrokerError
 from runner.job import DeadCode, Invalid, Job, Priority, Route
 from runner.ports import Lease, QueueKey, Vanished
@@ -35,6 +35,7 @@ class Passport:
     reply_to: str | None = None
     correlation_id: str | None = None
     traceparent: str | None = None
+    run: str = field(default_factory=new_id)
 
     def message(self, **more: str | int) -> aio_pika.Message:
         """A message with this body; `more` are further internal headers by their names in `Header`."""
@@ -44,6 +45,7 @@ class Passport:
             Header.DEFERRALS: self.deferrals,
             Header.PUBLISHED: to_milliseconds(self.published),
             Header.ROUTE: str(self.route),
+            Header.RUN: self.run,
         }
         if self.submitted_as is not None:
             headers[Header.SUBMITTED_AS] = self.submitted_as
@@ -132,6 +134,7 @@ class Desk:
             reply_to=envelope.reply_to,
             correlation_id=envelope.correlation_id,
             traceparent=envelope.traceparent,
+            run=_run(headers),
         )
         if isinstance(submission, Job):
             return passport, _poisoned(message, submission) or submission
@@ -184,6 +187,11 @@ class JobDelivery:
     def deferrals(self) -> int:
         """How often the job was passed on in a row."""
         return self._passport.deferrals
+
+    @property
+    def run(self) -> str:
+        """Which submission this is."""
+        return self._passport.run
 
     @property
     def _passport(self) -> Passport:
@@ -392,6 +400,12 @@ def _from_milliseconds(value: int) -> datetime | None:
         return datetime.fromtimestamp(value / 1000, tz=UTC)
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _run(headers: Mapping[str, object]) -> str:
+    """The submission's name, given when it is first taken. It has to be in the lease before anything hangs on it."""
+    run = headers.get(Header.RUN)
+    return run if isinstance(run, str) and ID.fullmatch(run) else new_id()
 
 
 def _count(headers: Mapping[str, object], name: str) -> int:

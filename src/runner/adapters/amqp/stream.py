@@ -43,6 +43,11 @@ class Follower:
     silence: float = _SILENCE
     _caught_up: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether `caught_up` would return at once."""
+        return self._caught_up.is_set()
+
     async def caught_up(self) -> None:
         """Return when we are connected and know all that was confirmed before the connection was made."""
         await self._caught_up.wait()
