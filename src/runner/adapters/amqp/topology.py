@@ -6,7 +6,7 @@ Every name and argument is a binding part of the project's interface (docs/amqp.
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import aiormq
 from aio_pika import ExchangeType
@@ -22,6 +22,7 @@ _DAY = 86_400_000
 _STREAM_SEGMENT = 10_000_000
 _DEAD_MAX_BYTES = 2**30
 _CANCELLED_MAX_BYTES = 256 * 2**20
+_RETENTION = ("x-max-age", "x-max-length-bytes", "x-stream-max-segment-size-bytes")
 _NOT_FOUND = 404
 _INEQUIVALENT = 406
 DELIVERY_LIMIT = 20
@@ -50,6 +51,12 @@ class Queue:
 
     name: str
     arguments: dict[str, Any]
+
+    @property
+    def without_retention(self) -> "Queue":
+        """The same stream, however long it keeps things."""
+        kept = {name: value for name, value in self.arguments.items() if name not in _RETENTION}
+        return Queue(name=self.name, arguments=kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +231,9 @@ async def _declared(connection: AbstractConnection, part: Exchange | Queue) -> l
                 await channel.declare_queue(part.name, durable=True, arguments=part.arguments)
             await channel.close()
     except aiormq.exceptions.ChannelPreconditionFailed as error:
-        if is_retention(str(error)):
-            return []
+        if _is_retention(part, str(error)):
+            other = part.without_retention
+            return [] if other == part else await _declared(connection, other)
         what = f"{_kind(part)} {part.name} stands with other arguments than this version needs"
         return [f"{what} ({describe(error)}); remove it when it is empty, then run: runner topology apply"]
     except aiormq.exceptions.ChannelAccessRefused as error:
@@ -234,11 +242,13 @@ async def _declared(connection: AbstractConnection, part: Exchange | Queue) -> l
     return []
 
 
-def is_retention(refusal: str) -> bool:
-    """Whether a refused declaration differs only in how long a stream keeps things, which is the operator's choice."""
-    return any(
-        f"'{name}'" in refusal for name in ("x-max-age", "x-max-length-bytes", "x-stream-max-segment-size-bytes")
-    )
+def _is_retention(part: Exchange | Queue, refusal: str) -> TypeGuard[Queue]:
+    """Whether the refusal names how long a stream keeps things, which is the operator's choice.
+
+    The broker names one difference only, so there may be others.
+    """
+    stream = isinstance(part, Queue) and part.arguments["x-queue-type"] == "stream"
+    return stream and any(f"'{name}'" in refusal for name in _RETENTION)
 
 
 async def _passive(connection: AbstractConnection, part: Exchange | Queue) -> bool:
