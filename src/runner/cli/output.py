@@ -22,9 +22,14 @@ def log_reader() -> LineReader:
 
 async def show_log(batches: AsyncIterator[LogBatch], reader: LineReader) -> None:
     """Write a log as it comes: what the job wrote to stdout to ours, everything else to stderr."""
+    unfinished = False
     async for batch in batches:
+        lines = list(reader.read(batch))
         # Whoever reads us may be slow, and the connection has to live on.
-        await asyncio.to_thread(_write_lines, list(reader.read(batch)))
+        await asyncio.to_thread(_write_lines, lines)
+        unfinished = lines[-1].partial if lines else unfinished
+    if unfinished and sys.stdout.isatty():
+        click.echo(err=True)
 
 
 async def show_json(job: SubmittedJob, shown: set[str] | None = None) -> None:
