@@ -21,7 +21,23 @@ from runner.errors import (
 )
 from runner.job import Outcome
 
-COMMANDS = "serve check submit run logs status jobs cancel workers queues dead schema stacks topology reap".split()
+COMMANDS = [
+    "serve",
+    "check",
+    "submit",
+    "run",
+    "logs",
+    "status",
+    "jobs",
+    "cancel",
+    "workers",
+    "queues",
+    "dead",
+    "schema",
+    "stacks",
+    "topology",
+    "reap",
+]
 
 
 def invoke(*words: str, **env: str) -> tuple[int, str, str]:
