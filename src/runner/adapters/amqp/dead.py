@@ -143,8 +143,7 @@ async def _taking(connection: AbstractConnection, names: Names, judge: Judge) ->
     yield taking
     async with asyncio.timeout(RPC_TIMEOUT):
         await queue.cancel(tag)
-        underlay = await channel.get_underlay_channel()
-        await underlay.basic_nack(0, multiple=True, requeue=True)  # 0 is everything that is open
+        # Not by a nack: of many messages that come back by one, the broker loses the order.
         await channel.close()
 
 
