@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections import Counter, defaultdict
@@ -114,7 +115,7 @@ class WorkerProcess:
             )
 
     async def kill(self) -> None:
-        if self.process is not None:
+        if self.process is not None and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
 
@@ -261,10 +262,10 @@ async def setting(seed: int) -> AsyncIterator[Soak]:
         broker = await stack.enter_async_context(Broker(FOLDER / "broker"))
         engine = await stack.enter_async_context(Engine(FOLDER / "engine", flags=["--live-restore"]))
         workers = []
-        for number, name in enumerate(WORKERS):
+        for name in WORKERS:
             proxy = await stack.enter_async_context(Proxy(broker.url))
             env = {**os.environ, "RUNNER_AMQP__URL": proxy.url, "RUNNER_ENGINE__URL": engine.url}
-            port = 29464 + number
+            port = free_port()
             (FOLDER / f"{name}.toml").write_text(CONFIG.format(name=name, folder=FOLDER, root=ROOT, port=port))
             workers.append(WorkerProcess(name, port, proxy, env))
         await build_stack(workers[0])
@@ -272,6 +273,12 @@ async def setting(seed: int) -> AsyncIterator[Soak]:
             await worker.start()
             stack.push_async_callback(worker.stop)
         yield Soak(broker, engine, workers, Ledger(), random.Random(seed))  # noqa: S311 - keeps no secret
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def build_stack(worker: WorkerProcess) -> None:

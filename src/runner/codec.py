@@ -37,7 +37,6 @@ from runner.job import (
     Invalid,
     Job,
     JobKey,
-    JobResult,
     Json,
     LimitsRequest,
     Line,
@@ -70,6 +69,7 @@ _PIDS_MAX = 2**22
 _CLOCK_AHEAD = timedelta(seconds=60)
 _CLOCK_BEHIND = timedelta(days=30)
 _FAULTS_TOLD = 5
+_DIGITS_MAX = 1000
 _QUOTED = 80
 
 
@@ -90,6 +90,12 @@ def _sendable(value: str) -> str:
 def _matching(pattern: re.Pattern[str], most: int, right: str, value: str) -> str:
     if len(value) > most or not pattern.fullmatch(value):
         raise ValueError(f"{_quote(value)} is not {right}")
+    return value
+
+
+def _more_than_nothing(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("is nothing; name a longer time, or leave it out")
     return value
 
 
@@ -140,6 +146,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema({"type": ["string", "number"], "examples": ["90s", "10m", "1h"]}),
 ]
+Span = Annotated[Duration, AfterValidator(_more_than_nothing)]
 Wait = Annotated[Duration, AfterValidator(partial(_at_most, timedelta(days=12)))]
 Size = Annotated[
     int, PlainValidator(parse_size), WithJsonSchema({"type": ["string", "integer"], "examples": ["64m", "1g"]})
@@ -159,7 +166,7 @@ class LimitsMessage(_Wire):
     disk: Annotated[Size, Field(description="/work, /tmp and shared memory together; it is RAM")] | None = None
     pids: Annotated[StrictInt, Field(ge=1, le=_PIDS_MAX)] | None = None
     scratch: Annotated[Size, Field(description="/scratch on real disk, where the operator allows it")] | None = None
-    timeout: Annotated[Duration, Field(description="from the start of its process")] | None = None
+    timeout: Annotated[Span, Field(description="from the start of its process")] | None = None
     grace: Annotated[Duration, Field(description="between SIGTERM and SIGKILL")] | None = None
     log_bytes: Annotated[Size, Field(description="the most log that is kept, both streams together")] | None = None
 
@@ -191,7 +198,7 @@ class JobMessage(_Wire):
         ]
         | None
     ) = None
-    unique: Annotated[Duration, AfterValidator(partial(_at_most, timedelta(days=7)))] | None = None
+    unique: Annotated[Span, AfterValidator(partial(_at_most, timedelta(days=7)))] | None = None
     stack: Annotated[StrictStr, AfterValidator(_stack)]
     command: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
     env: Annotated[dict[Text, Text], AfterValidator(_env)] = {}
@@ -292,7 +299,13 @@ def _parse(body: bytes) -> dict[str, Any]:
     if len(body) > MESSAGE_MAX:
         raise ValueError(f"the message has {len(body)} bytes, more than {MESSAGE_MAX}; pass on large input elsewhere")
     try:
-        value = json.loads(body.decode(), parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object)
+        value = json.loads(
+            body.decode(),
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_object,
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"the message is not UTF-8 (byte {error.start}); publish JSON in UTF-8") from error
     except json.JSONDecodeError as error:
@@ -315,6 +328,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"field {_quote(name)} stands twice in one object; leave one")
         value[name] = inner
     return value
+
+
+def _integer(word: str) -> int:
+    if len(word) > _DIGITS_MAX:
+        raise ValueError(f"the message holds a number of {len(word)} digits; the most is {_DIGITS_MAX}")
+    return int(word)
 
 
 def _finite(word: str) -> float:
@@ -342,7 +361,27 @@ def _fault(fault: Any) -> str:
         return f"{field}: is not a field; known here are {', '.join(parent.model_fields)}"
     if fault["type"] == "missing":
         return f"{field}: is required"
-    return f"{field}: {str(fault['msg']).removeprefix('Value error, ')}".encode(errors="replace").decode()
+    words = _WORDS.get(fault["type"])
+    told = words.format(**fault.get("ctx", {})) if words else str(fault["msg"]).removeprefix("Value error, ")
+    return f"{field}: {told}".encode(errors="replace").decode()
+
+
+_WORDS: Mapping[str, str] = {
+    "string_type": "is not a string",
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "bool_type": "is neither true nor false",
+    "list_type": 'is not a list; write for example ["echo", "hi"]',
+    "dict_type": 'is not an object; write for example {{"NAME": "value"}}',
+    "model_type": "is not an object; leave it out, or write its fields",
+    "enum": "is none; choose from {expected}",
+    "too_long": "has {actual_length} entries; the most is {max_length}",
+    "too_short": "is empty; leave it out, or name at least {min_length}",
+    "greater_than_equal": "is too little; the least is {ge}",
+    "less_than_equal": "is too much; the most is {le}",
+    "finite_number": "is not a finite number",
+}
+"""What a field should have been, by pydantic's name for the fault; what is not here is a sentence of ours already."""
 
 
 def _published(told: datetime | None, now: datetime) -> datetime:
@@ -531,14 +570,15 @@ def _event_body(event: Event) -> str:
         "delay": event.delay.total_seconds() if event.delay is not None else None,
         "outcome": event.outcome.value if event.outcome else None,
         "reason": event.stop.value if event.stop else event.reason,
-        **_result(submission, event.result),
+        **_result(event),
     }
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
-def _result(submission: Job | Invalid, result: JobResult | None) -> dict[str, Json]:
+def _result(event: Event) -> dict[str, Json]:
+    submission, result, claimed, started = event.submission, event.result, event.claimed, event.started
     verdict = result.verdict if result else None
-    times = result.times if result else Times(published=submission.published)
+    times = result.times if result else Times(published=submission.published, claimed=claimed, started=started)
     fields: dict[str, Json] = {
         "blame": verdict.blame.value if verdict else None,
         "exit_code": verdict.exit_code if verdict else None,

@@ -181,7 +181,9 @@ class Run:
             # The container may have to guess, where the beginning of a long log is gone.
             started = self._started = self.earlier.deadline - plan.limits.timeout - plan.limits.grace
             self.observer.job_adopted(plan)
+            self.timeline.started = started
             return started
+        self.timeline.started = started
         seconds = (started - self.claimed).total_seconds()
         self.observer.job_started(plan, warm=False, seconds=max(0.0, seconds))
         self.timeline.tell(
@@ -249,13 +251,22 @@ class Run:
             return
 
     async def _watch_progress(self, container: Container) -> None:
-        last: bytes | None = None
-        while True:
-            await asyncio.sleep(_PROGRESS_EVERY)
-            told = container.progress()
-            if told is not None and told != last:
-                last = told
-                self.timeline.tell(EventKind.PROGRESS, progress=_progress(told))
+        loop = asyncio.get_running_loop()
+        told, due = None, loop.time()
+        try:
+            while True:
+                await asyncio.sleep(_PROGRESS_EVERY)
+                told, due = self._tell_progress(container, told), loop.time() + _PROGRESS_EVERY
+        finally:
+            if loop.time() >= due:
+                self._tell_progress(container, told)  # the job has ended: its last word
+
+    def _tell_progress(self, container: Container, told: bytes | None) -> bytes | None:
+        """Tell what the job wrote, unless that was told before; what is told now."""
+        found = container.progress()
+        if found is not None and found != told:
+            self.timeline.tell(EventKind.PROGRESS, progress=_progress(found))
+        return found
 
     async def _pump_log(self) -> None:
         """Offer the log's batches as they fall due; the last one is cut when the job has ended."""

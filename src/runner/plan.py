@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from runner.errors import DeferredError, RejectedError
 from runner.job import Bytes, Job, Limits, LimitsRequest, Plan, Stack
-from runner.units import format_duration, format_size
+from runner.units import format_duration, format_size, spell_size
 
 MEMORY_MIN = Bytes(6 * 2**20)
 """The engine refuses less."""
@@ -87,5 +87,6 @@ def _show(value: object) -> str:
     if isinstance(value, timedelta):
         return format_duration(value)
     if isinstance(value, int):
-        return format_size(Bytes(value))
+        # Rounded, two sizes that differ may look the same.
+        return format_size(Bytes(value)) if isinstance(spell_size(value), str) else f"{value} bytes"
     return f"{value:g}" if isinstance(value, float) else str(value)

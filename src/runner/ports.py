@@ -147,7 +147,7 @@ class Delivery(Protocol):
 
     @property
     def live(self) -> bool:
-        """False once the broker has taken the message back: it gives the job out again, and this one cannot be claimed."""
+        """False once the broker has taken the message back: it gives the job out again; this one cannot be claimed."""
 
     @property
     def number(self) -> int:
@@ -231,6 +231,8 @@ class Event:
     seq: int
     attempt: int
     time: datetime
+    claimed: datetime | None = None
+    started: datetime | None = None
     stack: Stack | None = None
     reason: str | None = None
     container: str | None = None

@@ -36,6 +36,8 @@ class Timeline:
     claim: str
     attempt: int
     stack: Stack | None = None
+    claimed: datetime | None = None
+    started: datetime | None = None
     seq: int = 0
     _untold: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -55,6 +57,8 @@ class Timeline:
             seq=self.seq,
             attempt=self.attempt,
             time=self.now(),
+            claimed=self.claimed,
+            started=self.started,
             stack=self.stack,
             **details,
         )

@@ -55,6 +55,7 @@ from runner.units import format_duration
 log = logging.getLogger(__name__)
 
 _DUPLICATES_FOR = timedelta(minutes=10)
+_DRAIN = "drain"
 _CLOCKS_DIFFER = timedelta(seconds=1)
 """A delay that the broker has seen to is over, even if this machine's clock is a little behind."""
 _CAPPED_AGAIN = timedelta(seconds=2)
@@ -189,13 +190,24 @@ class Worker:
         self._ask()
         await self._outside.intake.close()
         self._admit()
+        await self._empty()
+        await self._idle.wait()
+        self._drained.set()
+
+    async def drain_until_resumed(self) -> None:
+        """The same, but stay: this worker takes jobs again once somebody calls `resume`. Returns when it is empty."""
+        self.pause(_DRAIN, "drained by command; the command resume takes it back")
+        self._admit()
+        await self._empty()
+
+    async def _empty(self) -> None:
+        """Let running jobs end for up to `drain_timeout`, then stop them."""
         try:
             async with asyncio.timeout(self._rules.drain_timeout.total_seconds()):
                 await self._idle.wait()
         except TimeoutError:
-            self.stop_all()
-            await self._idle.wait()
-        self._drained.set()
+            if self._draining or _DRAIN in self._pauses:
+                self.stop_all()
 
     async def hand_over(self) -> None:
         """Stop taking and let go of all running jobs as they are; this worker's next life goes on with them."""
@@ -235,6 +247,11 @@ class Worker:
         self._pauses[who] = why
         self._ask()
 
+    def resume_all(self) -> None:
+        """Take back what the commands `pause` and `drain` did."""
+        self.resume("operator")
+        self.resume(_DRAIN)
+
     def resume(self, who: str) -> None:
         """Take jobs again, unless somebody else keeps us from it."""
         if self._pauses.pop(who, None) is not None:
@@ -267,7 +284,7 @@ class Worker:
 
     def _admit(self) -> None:
         """Start what fits; a worker that drains starts nothing."""
-        if self._draining:
+        if self._draining or _DRAIN in self._pauses:
             self._tell_claims()
             for held in self._held.values():
                 if held.run is None and not held.admitted.done():
@@ -350,6 +367,7 @@ class Worker:
         plan, claim = choices.plan(job), record.claim
         timeline = self._timeline(delivery, tasks)
         timeline.claim, timeline.attempt, timeline.stack = claim, record.attempt, choices.stack
+        timeline.claimed = record.claimed
         timeline.seq = _SEQ_OF_A_LIFE * (earlier.lives + 1)
         held = _Held(claim, job, delivery, asyncio.get_running_loop().create_future(), claimed=True)
         self._held[claim] = held
@@ -408,7 +426,7 @@ class Worker:
         await delivery.drop()
 
     async def _plan_and_run(self, delivery: Delivery, held: _Held, timeline: Timeline, arrived: "_Arrival") -> None:
-        if await self._is_cancelled(delivery, held, timeline):
+        if await self._is_cancelled(delivery, held, timeline) or await self._is_late(delivery, held, timeline):
             return
         try:
             check_request(held.job, self._rules.policy)
@@ -476,9 +494,6 @@ class Worker:
     ) -> bool:
         """Wait for room. False when the job is over before it started: expired, cancelled, or given back."""
         limits, left = plan.limits, self._time_left(held.job, delivery.number)
-        if left is not None and left <= 0:
-            await self._expire(delivery, held, timeline)
-            return False
         now = asyncio.get_running_loop().time()
         self._capacity.offer(held.claim, Claim.of(limits), limits.timeout + limits.grace, now)
         self._fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
@@ -504,6 +519,14 @@ class Worker:
             return False
         reason = f"cancelled: {held.cancelled}" if held.cancelled else "cancelled"
         await self._end_unstarted(delivery, held, timeline, (Outcome.CANCELLED, Blame.NONE, reason))
+        return True
+
+    async def _is_late(self, delivery: Delivery, held: _Held, timeline: Timeline) -> bool:
+        """Deal with a job whose `start_within` is over: true when it was."""
+        left = self._time_left(held.job, delivery.number)
+        if left is None or left > 0:
+            return False
+        await self._expire(delivery, held, timeline)
         return True
 
     async def _expire(self, delivery: Delivery, held: _Held, timeline: Timeline) -> None:
@@ -551,7 +574,7 @@ class Worker:
         claimed = self._outside.now()
         lease = await delivery.claim(held.claim)
         held.claimed = True
-        timeline.attempt = lease.number
+        timeline.attempt, timeline.claimed = lease.number, claimed
         if not await self._may_start(delivery.run, held, lease, timeline):
             return
         attempt = Attempt(plan=plan, worker=self._rules.name, claim=held.claim, number=lease.number)

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -95,6 +95,7 @@ class Daemon:
     worker: Worker | None = None
     broker: Broker | None = None
     health: EngineHealth | None = None
+    drain_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """From the first answer on /healthz to the last settled job."""
@@ -176,6 +177,7 @@ class Daemon:
                     self._abandon(self.broker, worker),
                     self._leave(stop, manager, worker),
                     self._announce(manager),
+                    self._drain_on_command(worker),
                 )
             ]
             await worker.run()
@@ -320,18 +322,25 @@ class Daemon:
             await self.worker.superseded(claim)
 
     async def _drain(self) -> Json:
-        os.kill(os.getpid(), signal.SIGTERM)
+        self.drain_asked.set()
         return self.status()
 
     async def _pause(self) -> Json:
         if self.worker is not None:
-            self.worker.pause("operator", "paused by command; runner's resume takes it back")
+            self.worker.pause("operator", "paused by command; the command resume takes it back")
         return self.status()
 
     async def _resume(self) -> Json:
         if self.worker is not None:
-            self.worker.resume("operator")
+            self.worker.resume_all()
         return self.status()
+
+    async def _drain_on_command(self, worker: Worker) -> NoReturn:
+        """Drain as often as it is asked for. The daemon stays: the service manager would only start it again."""
+        while True:
+            await self.drain_asked.wait()
+            self.drain_asked.clear()
+            await worker.drain_until_resumed()
 
     async def _ping(self) -> Json:
         return self.status()

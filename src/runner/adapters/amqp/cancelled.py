@@ -7,7 +7,7 @@ from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from runner.adapters.amqp.control import cancel_reason
 from runner.adapters.amqp.memory import Book, Cancel, Memory, Position
-from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.names import Names, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.adapters.amqp.stream import Follower, Messages
 from runner.codec import ID, WORD
@@ -60,7 +60,7 @@ class Cancelled:
             self.cancel(cancel.key, cancel.reason)
 
     def _read(self, message: AbstractIncomingMessage) -> Cancel | None:
-        if message.exchange != self.names.control:
+        if message.exchange != self.names.control or is_smuggled(message.headers):
             return None
         key = cancelled_job(message.routing_key or "")
         return None if key is None else Cancel(key=key, reason=cancel_reason(message.body))

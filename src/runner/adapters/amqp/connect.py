@@ -34,7 +34,8 @@ async def connect_once(urls: Sequence[str], name: str) -> AsyncIterator[Abstract
 def server_version(connection: AbstractConnection) -> str:
     """What the broker calls itself: `RabbitMQ 3.13.7`."""
     told = connection.transport.connection.server_properties if connection.transport else {}
-    return f"{told.get('product', 'a broker')} {told.get('version', 'of an unknown version')}"
+    product, version = told.get("product", "a broker"), told.get("version", "of an unknown version")
+    return f"{product!s} {version!s}"
 
 
 async def _connect(urls: Sequence[str], name: str) -> AbstractConnection:

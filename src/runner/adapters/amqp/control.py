@@ -10,7 +10,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, until_closed
-from runner.adapters.amqp.names import Names, is_server_named
+from runner.adapters.amqp.names import Names, is_server_named, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import ID, WORD, new_id
 from runner.errors import BrokerError
@@ -52,7 +52,9 @@ class Control:
 
     async def _hear(self, message: AbstractIncomingMessage) -> None:
         words = (message.routing_key or "").split(".")
-        if words[0] == "job" and len(words) == _JOB_WORDS:
+        if is_smuggled(message.headers):
+            log.warning("dead-lettered command ignored", extra={"key": message.routing_key})
+        elif words[0] == "job" and len(words) == _JOB_WORDS:
             self._about_job(words[1], words[2], words[3], message)
         elif (command := self.commands.get(words[-1])) is not None:
             log.info("command received", extra={"command": words[-1], "key": message.routing_key})

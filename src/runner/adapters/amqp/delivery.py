@@ -10,13 +10,15 @@ from aio_pika.abc import AbstractIncomingMessage
 from runner.adapters.amqp.intake import Ack
 from runner.adapters.amqp.leases import LeaseHold, Leases
 from runner.adapters.amqp.link import BROKER_FAULTS, describe
-from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path
+from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import ID, Envelope, decode_job, new_id, parse_route, tenant_of
 from runner.errors import BrokerError
 from runner.job import DeadCode, Invalid, Job, Priority, Route
 from runner.ports import Lease, QueueKey, Vanished
 
+_SMUGGLED = "was dead-lettered into the exchange of submissions, whose permissions its sender so went round"
+_DOTS = 2
 _POISON_AT = 15
 """Deliveries of one message after which a worker buries it, before the broker does so without a word."""
 
@@ -145,6 +147,8 @@ class Desk:
         exchange = message.exchange or ""
         if exchange != self.names.submit and not self.names.is_internal(exchange):
             raise ValueError(f"came through exchange {exchange!r}; jobs are published to {self.names.submit!r}")
+        if exchange == self.names.submit and is_smuggled(message.headers):
+            raise ValueError(_SMUGGLED)
         if queue is None:
             return
         same = (route.pool, route.priority) == (queue.pool, queue.priority)
@@ -339,7 +343,7 @@ def _nobody(reason: str, now: datetime) -> Invalid:
 def _poisoned(message: AbstractIncomingMessage, job: Job) -> Invalid | None:
     """A message that was delivered again and again brings down whoever takes it."""
     count = message.headers.get("x-delivery-count")
-    if not isinstance(count, int) or count < _POISON_AT:
+    if not message.redelivered or not isinstance(count, int) or count < _POISON_AT:
         return None
     reason = f"was delivered {count} times without anybody getting as far as running it"
     return refuse(job, DeadCode.DELIVERY_LIMIT, reason)
@@ -351,12 +355,16 @@ def _unrouted(message: AbstractIncomingMessage, now: datetime) -> Invalid:
     tenant = tenant_of(key)
     if tenant is None:
         return _nobody(f"routing key {key!r} does not end in a tenant", now)
+    if is_smuggled(message.headers):
+        return _nobody(_SMUGGLED, now)
     pool, priority = ("", "", *key.split("."))[-3:-1]
     stand_in = Route(pool="unknown", priority=Priority.NORMAL, tenant=tenant)
     submission = decode_job(message.body, _envelope(message, stand_in, {}), now)
     try:
         parse_route(key)
         reason = f"no worker serves pool {pool!r}; publish to a pool that the operator names"
+        if key.count(".") != _DOTS:
+            reason = f"routing key {key!r} is not <pool>.<priority>.<tenant>"
     except ValueError as error:
         reason = str(error)
     if isinstance(submission, Job):

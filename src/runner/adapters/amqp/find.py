@@ -14,7 +14,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, until_closed
-from runner.adapters.amqp.names import Names, is_server_named
+from runner.adapters.amqp.names import Names, is_server_named, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import ID, REPLY_TO_MAX, WORD, new_id
 from runner.errors import BrokerError
@@ -80,7 +80,7 @@ class Finder:
         words = (message.routing_key or "").split(".")
         to = message.reply_to or ""
         try:
-            if 0 < len(to.encode(errors="replace")) <= REPLY_TO_MAX:
+            if not is_smuggled(message.headers) and 0 < len(to.encode(errors="replace")) <= REPLY_TO_MAX:
                 await self._answer(words, message, to)
         except BrokerError as error:
             log.debug("a question could not be answered", extra={"key": message.routing_key, "fault": str(error)})

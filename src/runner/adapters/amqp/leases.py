@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_RENEWAL = timedelta(seconds=30)
 _LONGEST_MARGIN = timedelta(seconds=10)
+_AGAIN = 1.0
+"""Seconds after which a renewal that failed is tried again."""
 _MISSING = 60.0
 """Seconds after which a lease that neither came back nor was taken over was lost by the broker: it is made again."""
 _WEEK = 604_800_000
@@ -245,7 +247,9 @@ class Leases:
                 timeout=self.lifetime.total_seconds(),
             )
         except BrokerError as error:
-            log.info("a lease could not be renewed yet", extra={"claim": hold.claim, "fault": describe(error)})
+            log.debug("a lease could not be renewed yet", extra={"claim": hold.claim, "fault": describe(error)})
+            await asyncio.sleep(_AGAIN)
+            self._back.put_nowait(hold)
         else:
             hold.proven = published
         finally:

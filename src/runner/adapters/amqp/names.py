@@ -1,7 +1,7 @@
 """What our exchanges, queues and headers are called, for one namespace."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -199,3 +199,12 @@ def delay_path(seconds: int, route: Route) -> tuple[int, str] | None:
 def is_server_named(queue: str) -> bool:
     """Whether a reply to this queue has to go through the default exchange."""
     return _EXACT_REPLY.fullmatch(queue) is not None
+
+
+def is_smuggled(headers: Mapping[str, object]) -> bool:
+    """Whether a message on an exchange that submitters may write to was dead-lettered there.
+
+    The broker checks the topic permissions of whoever publishes, but not of whose queue names a dead-letter exchange
+    and a routing key: with that, a tenant could write any key. Nothing of ours is dead-lettered into those exchanges.
+    """
+    return "x-death" in headers

@@ -214,14 +214,17 @@ async def check(connection: AbstractConnection, topology: Topology) -> Findings:
     parts: list[Exchange | Queue] = [*topology.exchanges, *topology.queues]
     for part in parts:
         if await _passive(connection, part):
-            findings.different += await _declared(connection, part)
+            findings.different += await _declared(connection, part, compare_only=True)
         else:
             findings.missing.append(f"{_kind(part)} {part.name} is missing; run: runner topology apply")
     return findings
 
 
-async def _declared(connection: AbstractConnection, part: Exchange | Queue) -> list[str]:
-    """Declare one part on a channel of its own, since a refusal closes it; the faults, if any."""
+async def _declared(connection: AbstractConnection, part: Exchange | Queue, *, compare_only: bool = False) -> list[str]:
+    """Declare one part on a channel of its own, since a refusal closes it; the faults, if any.
+
+    `compare_only`: the part stands, and a user who may not declare it cannot compare its arguments, which is no fault.
+    """
     channel = await connection.channel()
     try:
         async with asyncio.timeout(RPC_TIMEOUT):
@@ -233,10 +236,12 @@ async def _declared(connection: AbstractConnection, part: Exchange | Queue) -> l
     except aiormq.exceptions.ChannelPreconditionFailed as error:
         if _is_retention(part, str(error)):
             other = part.without_retention
-            return [] if other == part else await _declared(connection, other)
+            return [] if other == part else await _declared(connection, other, compare_only=compare_only)
         what = f"{_kind(part)} {part.name} stands with other arguments than this version needs"
         return [f"{what} ({describe(error)}); remove it when it is empty, then run: runner topology apply"]
     except aiormq.exceptions.ChannelAccessRefused as error:
+        if compare_only:
+            return []
         what = f"{_kind(part)} {part.name} may not be declared by this user"
         return [f"{what} ({describe(error)}); have an operator run: runner topology apply"]
     return []
