@@ -204,7 +204,7 @@ class Daemon:
 
     async def _abandon(self, broker: Broker, worker: Worker) -> None:
         """Leases of our earlier life come back with the first connection, or belong to somebody else by now."""
-        while broker.problems():
+        while broker.problems():  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(_LOOK_AGAIN)
         await asyncio.sleep(self.settings.worker.lease.total_seconds())
         await worker.abandon()
