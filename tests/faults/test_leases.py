@@ -1,0 +1,147 @@
+"""No job runs twice while its worker lives, and none is lost when it does not.
+
+All of this goes on under a broker that allows nobody to hold a delivery for longer than ten seconds.
+"""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from tests.e2e.daemon import eventually
+from tests.faults.conftest import OpenFleet
+from tests.faults.fleet import Fleet
+from tests.proxy import Proxy
+from tests.services import Broker
+
+pytestmark = [pytest.mark.broker, pytest.mark.engine]
+
+
+async def idle(fleet: Fleet) -> None:
+    await eventually(fleet.idle, "no container is left")
+
+
+async def empty(fleet: Fleet) -> None:
+    await eventually(fleet.no_message, "no message is left")
+
+
+async def test_a_broker_that_was_away_has_no_job_run_twice(fleets: OpenFleet, strict: Broker) -> None:
+    """Away for longer than one fleet's leases last, and for less than the other's."""
+    calm, hasty = await fleets(strict), await fleets(strict)
+    async with AsyncExitStack() as stack:
+        for fleet, lease in ((calm, "40s"), (hasty, "6s")):
+            for letter in "ab":
+                await fleet.start(letter, stack, worker__lease=lease, capacity__max_jobs="10")
+        short = await calm.submit(20, "sleep 30")
+        long = await hasty.submit(6, "sleep 45")
+        await asyncio.gather(calm.all_have("started", short, 40), hasty.all_have("started", long, 40))
+        assert {event["worker"] for event in calm.of("started", short)} == {calm.name("a"), calm.name("b")}
+        away = time.monotonic()
+        await strict.kill()
+        await asyncio.sleep(3)
+        await strict.start()
+        assert time.monotonic() - away > 7
+        await asyncio.gather(calm.all_have("finished", short, 60), hasty.all_have("finished", long, 80))
+        await asyncio.gather(idle(calm), idle(hasty))
+        calm.ran_once(short)
+        hasty.ran_once(long)
+        # They had all expired, indeed.
+        assert sum(hasty.said(letter, "expired lease offered to its owner") for letter in "ab") >= len(long)
+        assert sum(calm.said(letter, "expired lease offered to its owner") for letter in "ab") == 0
+    await asyncio.gather(empty(calm), empty(hasty))
+
+
+@pytest.mark.parametrize("seconds", [12, pytest.param(30, marks=pytest.mark.slow)])
+async def test_a_cut_network_has_no_job_run_twice(fleets: OpenFleet, strict: Broker, seconds: int) -> None:
+    fleet = await fleets(strict)
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(Proxy(strict.url))
+        await fleet.start("a", stack, url=wire.url, worker__lease="40s")
+        ids = await fleet.submit(3, f"sleep {seconds + 5}; echo done")
+        await fleet.all_have("started", ids, 20)
+        await fleet.start("b", stack, worker__lease="40s")
+        wire.black_hole()
+        await asyncio.sleep(seconds)
+        wire.heal()
+        await fleet.all_have("finished", ids, 60)
+        await idle(fleet)
+        fleet.ran_once(ids)
+    await empty(fleet)
+
+
+async def test_workers_that_vanish(fleets: OpenFleet, strict: Broker) -> None:
+    """One is killed for good; one is cut off, with a job that must not run twice and others that may."""
+    fleet = await fleets(strict)
+    lease = 12
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(Proxy(strict.url))
+        dead = await fleet.start("dead", stack, worker__lease=f"{lease}s")
+        killed = await fleet.submit(3, "sleep 10")
+        await fleet.all_have("started", killed, 20)
+        # What follows must not go to it.
+        await fleet.start("cut", stack, url=wire.url, worker__lease=f"{lease}s", capacity__max_jobs="2")
+        await dead.kill()
+        at = time.monotonic()
+        limits = {"cpus": 0.05, "timeout": "100s", "grace": "1s"}
+        fenced = await fleet.submit(1, "trap '' TERM; while :; do sleep 1; done", fence=True, limits=limits)
+        plain = await fleet.submit(1, "sleep 60", limits=limits)
+        await fleet.all_have("started", [*fenced, *plain], 20)
+        await fleet.start("heir", stack, worker__lease=f"{lease}s")
+        wire.black_hole()
+        await asyncio.gather(
+            _starts_again(fleet, killed, at + lease + 30),
+            _dead_before_its_next_start(fleet, fenced[0]),
+            fleet.all_have("lost", [*killed, *fenced, *plain], lease + 40),
+        )
+        wire.heal()
+        await eventually(lambda: _has_none(fleet, "cut"), "the one that was cut off has given its jobs up", 40)
+        stopping = fleet.of("stopping", [*fenced, *plain])
+        assert {event["reason"] for event in stopping if event["worker"] == fleet.name("cut")} == {"superseded"}
+        assert {event["worker"] for event in fleet.of("finished", killed)} <= {fleet.name("heir")}
+        assert [event["worker"] for event in fleet.of("finished", [*fenced, *plain])] == []
+        for event in fleet.of("started", [*killed, *fenced, *plain]):
+            assert event["attempt"] == (2 if event["worker"] == fleet.name("heir") else 1)
+        assert (await fleet.daemons["cut"].metrics())["runner_leases_lost_total"] == 2
+
+
+async def _starts_again(fleet: Fleet, ids: list[str], at: float) -> None:
+    async def again() -> bool:
+        return all(count == 2 for count in fleet.count("started", ids).values())
+
+    await eventually(again, "the jobs of the dead worker run again", at - time.monotonic())
+
+
+async def _dead_before_its_next_start(fleet: Fleet, job_id: str) -> None:
+    """The fenced job's process ends on the worker that is cut off, and only then the job starts elsewhere."""
+    (claim,) = (event["claim"] for event in fleet.of("started", [job_id]))
+    container = f"runner-{fleet.name('cut')}-{claim}"
+
+    async def ended() -> bool:
+        return container not in await fleet.containers("cut", running=True)
+
+    async def started_twice() -> bool:
+        return fleet.count("started", [job_id])[job_id] == 2
+
+    await eventually(ended, "the fenced job is dead", 40)
+    assert not await started_twice()
+    await eventually(started_twice, "the fenced job runs elsewhere", 40)
+
+
+async def _has_none(fleet: Fleet, letter: str) -> bool:
+    return not await fleet.containers(letter)
+
+
+@pytest.mark.slow
+async def test_a_job_of_three_minutes_under_a_broker_that_allows_one(fleets: OpenFleet, tmp_path: Path) -> None:
+    """The broker's time-out as an operator sets it: it looks once a minute."""
+    async with Broker(tmp_path / "broker", conf=["consumer_timeout = 60000"]) as broker:
+        fleet = await fleets(broker)
+        async with AsyncExitStack() as stack:
+            for letter in "ab":
+                await fleet.start(letter, stack)
+            ids = await fleet.submit(2, "sleep 180")
+            await fleet.all_have("finished", ids, 240)
+            await idle(fleet)
+            fleet.ran_once(ids)
+        await empty(fleet)
