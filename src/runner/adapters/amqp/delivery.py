@@ -256,7 +256,12 @@ class JobDelivery:
         await self.ack()
 
     async def release(self) -> None:
-        """Put the message back at its old place; it counts as one more delivery."""
+        """Put the message back at its old place; it counts as one more delivery.
+
+        A lease goes back with its connection: put back before, it would come to us again, as a second copy.
+        """
+        if self.vanished is not None:
+            return
         try:
             await self.message.nack(requeue=True)
         except BROKER_FAULTS as error:

@@ -8,6 +8,7 @@ acked when no further job is wanted. Which queues get the consumers is decided i
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
@@ -40,6 +41,7 @@ class _Tap:
     queue: QueueKey
     name: str
     channel: AbstractChannel
+    watch: asyncio.Task[None]
     tag: str | None = None
     busy_since: float | None = None
 
@@ -54,6 +56,11 @@ class _Tap:
             async with asyncio.timeout(RPC_TIMEOUT):
                 queue = await self.channel.get_queue(self.name, ensure=False)
                 await queue.cancel(tag)
+
+    async def remove(self) -> None:
+        self.watch.cancel()
+        async with asyncio.timeout(RPC_TIMEOUT):
+            await self.channel.close()
 
 
 @dataclass(slots=True)
@@ -72,6 +79,8 @@ class JobIntake:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _shares: Shares = field(default_factory=Shares)
     _taps: list[_Tap] = field(default_factory=list)
+    _late: list[AbstractIncomingMessage] = field(default_factory=list)
+    _arranging: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def take(self) -> Delivery:
         """Wait for the next delivery, whichever queue it comes from."""
@@ -82,7 +91,7 @@ class JobIntake:
         self._taken.put_nowait(delivery)
 
     def want(self, count: int) -> None:
-        """Be ready to take `count` more deliveries."""
+        """Be ready to take `count` more deliveries; each one that comes counts."""
         self._wanted = 0 if self._closed else count
         self._changed.set()
 
@@ -90,13 +99,16 @@ class JobIntake:
         """Stop taking, for good."""
         self._closed = True
         self.want(0)
-        for tap in self._taps:
-            try:
-                await tap.close()
-            except BROKER_FAULTS:
-                continue  # the session is over; nothing comes from it any more
+        async with self._arranging:  # a consumer that is being opened would be forgotten
+            for tap in self._taps:
+                try:
+                    await tap.close()
+                except BROKER_FAULTS:
+                    continue  # the session is over; nothing comes from it any more
+        for message in self._late:
+            await _put_back(message)
         while not self._taken.empty():
-            await _put_back(self._taken.get_nowait())
+            await _release(self._taken.get_nowait())
 
     async def use(self, connection: AbstractConnection) -> None:
         """Keep the right consumers open until the connection ends."""
@@ -106,7 +118,8 @@ class JobIntake:
                 tasks.create_task(until_closed(admin))
                 while True:
                     self._changed.clear()
-                    await self._arrange(connection, admin, tasks)
+                    async with self._arranging:
+                        await self._arrange(connection, admin, tasks)
                     await self._until_changed()
         finally:
             self._taps.clear()
@@ -128,7 +141,7 @@ class JobIntake:
         chosen = self._choose()
         for tap in [tap for tap in self._taps if tap.tag and tap.busy_since is None and tap.queue not in chosen]:
             await tap.close()
-            self._drop_if_done(tap)
+        await self._remove_spare()
         listening = {tap.queue for tap in self._taps if tap.tag and tap.busy_since is None}
         for queue in chosen:
             if queue not in listening:
@@ -161,18 +174,21 @@ class JobIntake:
     async def _listen(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> None:
         idle = next((tap for tap in self._taps if tap.queue == queue and not tap.tag and tap.busy_since is None), None)
         tap = idle or await self._make_tap(queue, connection, tasks)
-        await tap.open(lambda message: self._bring(tap, message))
+        await tap.open(partial(self._bring, tap))
 
     async def _make_tap(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> _Tap:
         async with asyncio.timeout(RPC_TIMEOUT):
             channel = await connection.channel(publisher_confirms=False)
             await channel.set_qos(prefetch_count=1)
-        tasks.create_task(until_closed(channel))
-        tap = _Tap(queue, self.names.jobs(queue), channel)
+        tap = _Tap(queue, self.names.jobs(queue), channel, tasks.create_task(until_closed(channel)))
         self._taps.append(tap)
         return tap
 
     async def _bring(self, tap: _Tap, message: AbstractIncomingMessage) -> None:
+        if self._closed:
+            self._late.append(message)  # put back when its consumer is gone, or it would come again at once
+            return
+        self._wanted = max(0, self._wanted - 1)
         tap.busy_since = asyncio.get_running_loop().time()
         self._shares.served(tap.queue)
 
@@ -200,14 +216,22 @@ class JobIntake:
             return []
         return self._shares.choose(self._ranks(others), self.backlog, room)
 
-    def _drop_if_done(self, tap: _Tap) -> None:
-        """Keep one idle channel for each queue; a second one was for looking past a job that waited."""
-        same = [other for other in self._taps if other.queue == tap.queue]
-        if len(same) > 1 and tap.busy_since is None:
-            self._taps.remove(tap)
+    async def _remove_spare(self) -> None:
+        """Keep one channel for each queue; another one was for looking past a job that waited."""
+        for tap in [tap for tap in self._taps if tap.tag is None and tap.busy_since is None]:
+            if sum(1 for other in self._taps if other.queue == tap.queue) > 1:
+                self._taps.remove(tap)
+                await tap.remove()
 
 
-async def _put_back(delivery: Delivery) -> None:
+async def _put_back(message: AbstractIncomingMessage) -> None:
+    try:
+        await message.nack(requeue=True)
+    except BROKER_FAULTS:
+        return  # the broker has it back already
+
+
+async def _release(delivery: Delivery) -> None:
     try:
         await delivery.release()
     except BrokerError:
