@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from typing import Any
 
 import aio_pika
@@ -87,8 +88,10 @@ class House:
         return await asyncio.to_thread(CliRunner(env=env).invoke, cli, ["dead", *words], input=answer)
 
 
-@pytest.fixture
-async def house(broker: Endpoint, namespace: str) -> AsyncIterator[House]:
+@pytest.fixture(scope="module")
+async def place(broker: Endpoint) -> AsyncIterator[House]:
+    """A topology takes two seconds to make, so all tests here share one."""
+    namespace = f"t{token_hex(6)}"
     settings = load_settings({"RUNNER_AMQP__URL": broker.url, "RUNNER_AMQP__NAMESPACE": namespace})
     await apply_topology(settings)
     connection = await aio_pika.connect(broker.url)
@@ -102,6 +105,14 @@ async def house(broker: Endpoint, namespace: str) -> AsyncIterator[House]:
                 await channel.queue_delete(queue.name)
             for exchange in reversed(wanted.exchanges):
                 await channel.exchange_delete(exchange.name)
+
+
+@pytest.fixture
+async def house(place: House) -> House:
+    """The namespace, with no message in it."""
+    for queue in ("dead", "lost", "q.default.high", "q.default.normal", "q.default.low"):
+        await (await place.channel.get_queue(f"{place.names.ns}.{queue}", ensure=False)).purge()
+    return place
 
 
 def plain(message: AbstractIncomingMessage) -> tuple[bytes, str | None, str | None]:

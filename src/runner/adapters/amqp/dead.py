@@ -16,6 +16,7 @@ from enum import Enum, auto
 import aio_pika
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
+from runner.adapters.amqp.depths import count as count_messages
 from runner.adapters.amqp.letters import Letter, read_letter
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe
 from runner.adapters.amqp.names import Names
@@ -29,6 +30,8 @@ TAKEN_MOST = 65_535
 _NEXT_WITHIN = 3.0
 """Seconds after which no further letter comes, since somebody else has it."""
 _PUBLISH_PATIENCE = 30.0
+_LOOKS = 60
+_LOOK_AGAIN = 0.05
 
 
 class Fate(Enum):
@@ -145,6 +148,16 @@ async def _taking(connection: AbstractConnection, names: Names, judge: Judge) ->
         await queue.cancel(tag)
         # Not by a nack: of many messages that come back by one, the broker loses the order.
         await channel.close()
+    await _back(connection, names, taking.counts[Fate.KEEP])
+
+
+async def _back(connection: AbstractConnection, names: Names, count: int) -> None:
+    """Return when so many letters are in the queue again, so that whoever looks next sees them; soon, at any rate."""
+    for _ in range(_LOOKS):
+        (depth,) = await count_messages(connection, [names.dead])
+        if depth.ready is None or depth.ready >= count:
+            return
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 @asynccontextmanager
