@@ -239,11 +239,14 @@ class FakeDelivery:
 class FakeIntake:
     """The port `Intake`, and the broker behind it. Gives out as many deliveries as are wanted, no more.
 
-    `put` a delivery in, or `submit` a message as it would come through the exchange.
+    `put` a delivery in, or `submit` a message as it would come through the exchange. With `brings_back`, what is
+    passed on or to start again comes again at once.
     """
 
-    def __init__(self, diary: Diary | None = None) -> None:
+    def __init__(self, diary: Diary | None = None, *, brings_back: bool = False) -> None:
         self.diary = diary or Diary()
+        self.brings_back = brings_back
+        self.dead: list[FakeDelivery] = []
         self.queued: deque[FakeDelivery] = deque()
         self.given: list[FakeDelivery] = []
         self.wanted = 0
@@ -298,9 +301,24 @@ class FakeIntake:
             delivery.check()
 
     def _done(self, delivery: FakeDelivery) -> None:
+        if delivery.how == "bury":
+            self.dead.append(delivery)
         if delivery.how == "release":
-            again = replace(delivery, settled=[], ended=[])
-            self.queued.appendleft(again)
+            self._again(delivery, fresh=delivery.fresh)
+        elif not self.brings_back:
+            return
+        elif delivery.how == "retry":
+            lost = delivery.lost + (1 if delivery.platform else 0)
+            self._again(delivery, number=delivery.number + 1, lost=lost, deferrals=0)
+        elif delivery.how in ("defer", "pass on"):
+            self._again(delivery, deferrals=delivery.deferrals + 1)
+        elif delivery.how == "postpone":
+            self._again(delivery)
+
+    def _again(self, delivery: FakeDelivery, *, fresh: bool = False, **more: object) -> None:
+        again = replace(delivery, settled=[], ended=[], lease=None, fresh=fresh, **more)  # type: ignore[arg-type]
+        self.queued.appendleft(again)
+        self._changed.set()
 
 
 class FakeEvents:

@@ -98,6 +98,15 @@ class Room:
 
         await eventually(holds, f"{depth} messages in {queue}", timeout)
 
+    async def purge(self, worker: str = "w1") -> None:
+        """Forget all messages, for the next test."""
+        own = [f"{self.names.ns}.w.{worker}.{part}" for part in ("lease", "superseded", "control")]
+        for name in [*(queue.name for queue in self.wanted.queues if "x-max-age" not in queue.arguments), *own]:
+            if name in own:
+                await self.channel.queue_delete(name)
+            elif not name.startswith(self.names.delay(0)[:-2]):
+                await (await self.channel.get_queue(name, ensure=False)).purge()
+
     async def get(self, queue: str, timeout: float = 20) -> AbstractIncomingMessage:
         """Take the next message out of the queue for good."""
         source = await self.channel.get_queue(queue, ensure=False)
