@@ -372,6 +372,9 @@ class FakeLogSink:
         json.loads(encode_batch(batch))
         self.batches.append(batch)
 
+    async def room(self, claim: str) -> None:
+        """There always is."""
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
         self.diary.note(f"flush {key.id}")
         if self.stuck:

@@ -207,7 +207,7 @@ class Run:
             self._replayed[stream] -= len(again)
             self._write(stream, again)
             if not any(self._replayed.values()):
-                for batch in self._log.take(float("inf")):
+                while (batch := self._log.take(float("inf"))) is not None:
                     self._offer(batch)
         if data:
             self._write(stream, data)
@@ -269,14 +269,15 @@ class Run:
         return found
 
     async def _pump_log(self) -> None:
-        """Offer the log's batches as they fall due; the last one is cut when the job has ended."""
+        """Offer the log's batches as they fall due and find room; the last one is cut when the job has ended."""
         loop = asyncio.get_running_loop()
         while True:
             await self._written.wait()
             self._written.clear()
             while (due := self._log.due) is not None:
                 await self._until(due)
-                for batch in self._log.take(loop.time()):
+                await self.log_sink.room(self.attempt.claim)
+                if (batch := self._log.take(loop.time())) is not None:
                     self._offer(batch)
 
     async def _send_rest_of_log(self) -> bool:

@@ -1,7 +1,7 @@
 """What a job wrote, cut into lines and batches, in memory that is bounded whatever it writes.
 
-The first half of the cap is cut into lines and sent as it comes. What follows is kept raw in a ring as large as the
-other half, and a bounded part of it is shown live. Nothing beyond the first half is decoded before it is shown, so a
+The first half of the cap is kept raw until somebody takes it, and only then cut into lines. What follows is kept raw in
+a ring as large as the other half, and a bounded part of it is shown live. Nothing is decoded before it is shown, so a
 flood costs little more than counting its newlines.
 """
 
@@ -38,6 +38,7 @@ _BYTES_PER_MARK = 32  # a mark takes 8 bytes: the ring's index is at most a quar
 _MARKS_AT_LEAST = 1024
 _NEWLINE = ord("\n")
 _UTF8_LATER_BYTES = bytes(range(0x80, 0xC0))
+_LONGEST_CHARACTER = 4
 _JOIN = timedelta(milliseconds=10)  # writes to one stream within this time share a mark, and so a time
 _BLOCK_TIME = timedelta(days=1)
 _MICROSECOND = timedelta(microseconds=1)
@@ -172,21 +173,18 @@ class _Block:
         return at, mark >> 1 & 0x7FFFFF, Stream.ERR if mark & 1 else Stream.OUT
 
 
-class _Ring:
-    """The last `limit` bytes that were written, raw, and a count of those before them.
+class _Spool:
+    """Raw text in the order of its writing. An adjacent write of the same stream shares its mark."""
 
-    Very short writes that alternate between the streams reach the bound of the index first: then fewer are kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._mark_limit = limit // _BYTES_PER_MARK + _MARKS_AT_LEAST
-        self._slack = min(limit // 8, LINE_BYTES)
+    def __init__(self) -> None:
         self._blocks: deque[_Block] = deque()
         self._marks = 0
         self.sizes = {Stream.OUT: 0, Stream.ERR: 0}
-        self.omitted_bytes = 0
-        self.omitted_lines = 0
+
+    @property
+    def size(self) -> int:
+        """All that is here, in bytes."""
+        return sum(self.sizes.values())
 
     def push(self, piece: _Piece) -> None:
         if not self._blocks or not self._blocks[-1].takes(piece.at):
@@ -195,7 +193,22 @@ class _Ring:
         block.data += piece.data
         self.sizes[piece.stream] += len(piece.data)
         self._mark(block, piece)
-        self._evict()
+
+    def pop(self) -> _Piece | None:
+        """Take out the oldest text, a little of it; None when there is none."""
+        if not self._blocks:
+            return None
+        block = self._blocks[0]
+        at, length, stream = block.oldest()
+        taken = min(length, _PIECE)
+        data = bytes(block.data[block.offset : block.offset + taken])
+        self._drop(block, taken)
+        return _Piece(stream, data, at)
+
+    def drain(self) -> Iterator[_Piece]:
+        """Give everything back, oldest first, freeing it on the way. The sizes stay."""
+        while self._blocks:
+            yield from self._blocks.popleft().pieces()
 
     def _mark(self, block: _Block, piece: _Piece) -> None:
         if len(block.marks) > block.first:
@@ -206,22 +219,46 @@ class _Ring:
         block.put_mark(piece.at, len(piece.data), piece.stream)
         self._marks += 1
 
+    def _drop(self, block: _Block, count: int) -> None:
+        """Forget so many bytes of the oldest write."""
+        at, length, stream = block.oldest()
+        self.sizes[stream] -= count
+        block.offset += count
+        if count < length:
+            block.set_mark(block.first, at, length - count, stream)
+            return
+        block.first += 1
+        self._marks -= 1
+        if block.first == len(block.marks):
+            self._blocks.popleft()
+
+
+class _Ring(_Spool):
+    """The last `limit` bytes that were written, raw, and a count of those before them.
+
+    Very short writes that alternate between the streams reach the bound of the index first: then fewer are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._mark_limit = limit // _BYTES_PER_MARK + _MARKS_AT_LEAST
+        self._slack = min(limit // 8, LINE_BYTES)
+        self.omitted_bytes = 0
+        self.omitted_lines = 0
+
+    def push(self, piece: _Piece) -> None:
+        super().push(piece)
+        self._evict()
+
     def _evict(self) -> None:
-        while (excess := sum(self.sizes.values()) - self._limit) > 0 or self._marks > self._mark_limit:
+        while (excess := self.size - self._limit) > 0 or self._marks > self._mark_limit:
             block = self._blocks[0]
-            at, length, stream = block.oldest()
+            _, length, _ = block.oldest()
             drop = length if excess >= length or self._marks > self._mark_limit else self._align(block, excess, length)
             self.omitted_lines += block.data.count(b"\n", block.offset, block.offset + drop)
             self.omitted_bytes += drop
-            self.sizes[stream] -= drop
-            block.offset += drop
-            if drop < length:
-                block.set_mark(block.first, at, length - drop, stream)
-                continue
-            block.first += 1
-            self._marks -= 1
-            if block.first == len(block.marks):
-                self._blocks.popleft()
+            self._drop(block, drop)
 
     def _align(self, block: _Block, drop: int, length: int) -> int:
         """Drop a little more, so that what is left begins with a line, or at least with a character."""
@@ -233,11 +270,6 @@ class _Ring:
             return newline + 1 - block.offset
         character = block.data[start : min(end, start + 3)]
         return drop + len(character) - len(character.lstrip(_UTF8_LATER_BYTES))
-
-    def drain(self) -> Iterator[_Piece]:
-        """Give everything back, oldest first, freeing it on the way. The sizes stay."""
-        while self._blocks:
-            yield from self._blocks.popleft().pieces()
 
 
 class _Live:
@@ -310,8 +342,9 @@ class _Tail:
 class JobLog:
     """The log of one claim. `at` is the wall time of what is written, `now` a monotonic one in seconds.
 
-    Its owner calls `write` for all output, `take` as soon as `due` has come, and at the end `finish` once. Batches are
-    numbered from `seq` + 1; those to be shown live have no number.
+    Its owner calls `write` for all output, `take` when `due` has come and there is somewhere to put a batch, and at the
+    end `finish` once: what is not taken waits here, raw. Batches are numbered from `seq` + 1; those to be shown live
+    have no number.
     """
 
     def __init__(self, key: JobKey, claim: str, cap: Bytes, *, seq: int = 0) -> None:
@@ -320,9 +353,10 @@ class JobLog:
         self._first_seq = self._seq = seq
         self._cap = cap
         self._room = cap // 2
+        self._spool = _Spool()
         self._head = _Cutter()
         self._head_since: float | None = None
-        self._ready: list[Batch] = []
+        self._ends = {Stream.OUT: b"", Stream.ERR: b""}
         self._ring = _Ring(cap - cap // 2)
         self._live = _Live()
         self._written = {Stream.OUT: 0, Stream.ERR: 0}
@@ -331,28 +365,24 @@ class JobLog:
     def write(self, stream: Stream, data: bytes, *, at: datetime, now: float) -> None:
         """Take raw output of any length, as it came."""
         head = data[: self._room]
-        for start in range(0, len(head), _PIECE):
-            piece = _Piece(stream, head[start : start + _PIECE], at)
-            self._write_head(piece, now)
+        for start in range(0, len(head), _BLOCK_BYTES):
+            self._write_head(_Piece(stream, head[start : start + _BLOCK_BYTES], at), now)
         for start in range(len(head), len(data), _BLOCK_BYTES):
             self._write_beyond(_Piece(stream, data[start : start + _BLOCK_BYTES], at), now)
 
     def _write_head(self, piece: _Piece, now: float) -> None:
-        self._head.feed(piece)
+        self._spool.push(piece)
         self._written[piece.stream] += len(piece.data)
+        self._ends[piece.stream] = (self._ends[piece.stream] + piece.data)[-_LONGEST_CHARACTER:]
         self._room -= len(piece.data)
         if self._head_since is None:
             self._head_since = now
-        if self._head.full:
-            self._ready.append(self._batch(self._head.cut()))
-            self._head_since = now if any(map(self._head.rest, self._written)) else None
         if not self._room:
             self._leave_head(piece.at, now)
 
     def _leave_head(self, at: datetime, now: float) -> None:
-        """Send what there is. A character that is not whole yet begins the second half."""
-        self._take_head()
-        rests = [_Piece(stream, rest, at) for stream in self._written if (rest := self._head.rest(stream))]
+        """A character that is not whole yet begins the second half."""
+        rests = [_Piece(stream, rest, at) for stream, end in self._ends.items() if (rest := _unfinished(end))]
         for piece in rests:
             self._written[piece.stream] -= len(piece.data)
         self._ring = _Ring(self._cap - sum(self._written.values()))
@@ -368,27 +398,29 @@ class JobLog:
     @property
     def due(self) -> float | None:
         """When `take` has something to give, in the time of `now`; None while nothing waits."""
-        if self._ready:
+        if self._spool.size >= BATCH_BYTES or (self._spool.size and not self._room):
             return float("-inf")
         if self._head_since is not None:
             return self._head_since + self._pause()
         return self._live.since + BATCH_SECONDS if self._live.since is not None else None
 
-    def take(self, now: float) -> list[Batch]:
-        """The batches that are due by `now`, in order."""
-        if self._head_since is not None and self._head_since + self._pause() <= now:
-            self._take_head()
-        if self._live.since is not None and self._live.since + BATCH_SECONDS <= now:
+    def take(self, now: float) -> Batch | None:
+        """The next batch that is due by `now`, if there is one."""
+        batch = self._take_head(now)
+        if batch is None and self._live.since is not None and self._live.since + BATCH_SECONDS <= now:
             cut = self._live.take()
-            if cut.lines:
-                self._ready.append(self._batch(cut, numbered=False))
-        ready, self._ready = self._ready, []
-        return ready
+            batch = self._batch(cut, numbered=False) if cut.lines else None
+        return batch
 
     def finish(self, at: datetime) -> Iterator[Batch]:
         """All that is left, ending with a batch that says so. Nothing may be written after it; use it up, and once."""
-        yield from self._ready
-        cutter = self._head if self._room else self._second_half(at)
+        while self._fill_head():
+            yield self._batch(self._head.cut())
+        cutter = self._head
+        if not self._room:
+            if (cut := self._head.flush()).lines:
+                yield self._batch(cut)
+            cutter = self._second_half(at)
         for piece in self._ring.drain():
             for start in range(0, len(piece.data), _PIECE):
                 cutter.feed(replace(piece, data=piece.data[start : start + _PIECE]))
@@ -422,11 +454,29 @@ class JobLog:
         """The first batch goes out at once."""
         return BATCH_SECONDS if self._seq > self._first_seq else 0
 
-    def _take_head(self) -> None:
+    def _take_head(self, now: float) -> Batch | None:
+        since = self._head_since
+        late = since is not None and (since + self._pause() <= now or not self._room)
+        if not late and self._spool.size < BATCH_BYTES:
+            return None
+        if self._fill_head():
+            waits = self._spool.size or any(map(self._head.rest, self._written))
+            self._head_since = now if waits else None
+            return self._batch(self._head.cut())
+        if not late:
+            return None  # it ends in a line that may still go on
         cut = self._head.flush()
         self._head_since = None
-        if cut.lines:
-            self._ready.append(self._batch(cut))
+        return self._batch(cut) if cut.lines else None
+
+    def _fill_head(self) -> bool:
+        """Cut what waits until it makes a whole batch; false when there is not enough."""
+        while not self._head.full:
+            piece = self._spool.pop()
+            if piece is None:
+                return False
+            self._head.feed(piece)
+        return True
 
     def _batch(self, cut: _Cut, *, numbered: bool = True, end: bool = False) -> Batch:
         if numbered:
@@ -443,3 +493,9 @@ class JobLog:
             lines=cut.lines,
             end=end,
         )
+
+
+def _unfinished(end: bytes) -> bytes:
+    """The beginning of a character that the text ends with, if it does."""
+    _, used = codecs.utf_8_decode(end, "replace", False)
+    return end[used:]

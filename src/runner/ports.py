@@ -276,6 +276,9 @@ class LogSink(Protocol):
     def offer(self, batch: Batch) -> None:
         """Publish the batch when it can be done; a batch without `seq` goes to the live key. Never blocks."""
 
+    async def room(self, claim: str) -> None:
+        """Return when the next batch of the claim would not be lost for want of room."""
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Wait, up to `timeout` seconds, until the broker has all batches of the claim; false when any was lost."""
 

@@ -56,9 +56,8 @@ class Writer:
         self.take()
 
     def take(self) -> None:
-        due = self.log.due
-        if due is not None and due <= self.now:
-            self.batches += self.log.take(self.now)
+        while (due := self.log.due) is not None and due <= self.now:
+            self.batches += taken(self.log, self.now)
 
     def finish(self) -> None:
         self.batches += self.log.finish(self.at)
@@ -70,6 +69,14 @@ class Writer:
     @property
     def live(self) -> list[Batch]:
         return [batch for batch in self.batches if batch.seq is None]
+
+
+def taken(log: JobLog, now: float) -> list[Batch]:
+    """All that is due."""
+    batches = []
+    while (batch := log.take(now)) is not None:
+        batches.append(batch)
+    return batches
 
 
 def written(writes: Iterable[Write], cap: int = 4 * MIB) -> Writer:
@@ -222,13 +229,13 @@ def test_the_first_batch_is_due_at_once_and_later_ones_after_100_ms() -> None:
     log = new_log()
     log.write(Stream.OUT, b"one\n", at=START, now=5.0)
     assert due(log) == 5.0
-    assert [line.text for batch in log.take(5.0) for line in batch.lines] == ["one"]
+    assert [line.text for batch in taken(log, 5.0) for line in batch.lines] == ["one"]
 
     log.write(Stream.OUT, b"two\n", at=START, now=6.0)
     log.write(Stream.OUT, b"three\n", at=START, now=6.05)
     assert due(log) == 6.0 + BATCH_SECONDS
-    assert log.take(6.05) == []
-    assert [line.text for batch in log.take(6.1) for line in batch.lines] == ["two", "three"]
+    assert taken(log, 6.05) == []
+    assert [line.text for batch in taken(log, 6.1) for line in batch.lines] == ["two", "three"]
     assert due(log) is None
 
 
@@ -349,6 +356,22 @@ def test_a_clock_that_is_set_back_does_no_harm() -> None:
     assert times[1:] == [("before", START), ("after", START - timedelta(days=3))]
 
 
+def test_what_nobody_takes_yet_waits_and_is_not_lost() -> None:
+    log, raw = new_log(), b"".join(b"%d\n" % number for number in range(200_000))
+    tracemalloc.start()
+    try:
+        for start in range(0, len(raw), 4096):
+            log.write(Stream.OUT, raw[start : start + 4096], at=START, now=start / 1000)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert held < 1.5 * len(raw)
+    batches = [*taken(log, 10_000.0), *log.finish(START)]
+    assert text(all_lines(batches), Stream.OUT) == raw.decode()
+    assert max(len(batch.lines) for batch in batches) < 2 * BATCH_LINES
+
+
 def memory_held(chunks: Iterable[tuple[Stream, bytes]], cap: int) -> int:
     now = 0.0
     tracemalloc.start()
@@ -357,8 +380,8 @@ def memory_held(chunks: Iterable[tuple[Stream, bytes]], cap: int) -> int:
         for stream, data in chunks:
             now += 0.02  # too far apart to share a mark
             log.write(stream, data, at=START + timedelta(seconds=now), now=now)
-            log.take(now)
-        log.take(now + 1)
+            taken(log, now)
+        taken(log, now + 1)
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()

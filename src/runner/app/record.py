@@ -40,6 +40,10 @@ class RecordedLogs:
         self.history.offer(batch)
         self.publisher.offer(batch)
 
+    async def room(self, claim: str) -> None:
+        """Return when the publisher has room for the claim's next batch."""
+        await self.publisher.room(claim)
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Whether the broker has all batches; the history's own troubles make no log incomplete."""
         return await self.publisher.flush(key, claim, timeout)

@@ -31,6 +31,7 @@ class _Line:
     unconfirmed: int = 0
     lost: bool = False
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    shorter: asyncio.Event = field(default_factory=asyncio.Event)
 
     def check(self) -> None:
         if self.waiting or self.unconfirmed:
@@ -60,6 +61,13 @@ class LogPublisher:
         line.check()
         self._offered.set()
 
+    async def room(self, claim: str) -> None:
+        """Return when the claim's line is not full. A writer that outruns the broker waits for it here."""
+        line = self._lines.get(claim)
+        while line is not None and len(line.waiting) >= _LINE_MOST:
+            line.shorter.clear()
+            await line.shorter.wait()
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
         """Wait until all batches are confirmed. A log that ends without is given up."""
         line = self._lines.get(claim)
@@ -87,6 +95,7 @@ class LogPublisher:
                 await self._free.acquire()
                 claim, line = await self._next()
                 batch = line.waiting.popleft()
+                line.shorter.set()
                 line.unconfirmed += 1
                 self._lines.move_to_end(claim)
                 # Tasks start in the order of their making, so one job's batches are sent in order.
