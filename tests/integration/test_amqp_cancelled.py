@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import aio_pika
 import pytest
@@ -12,6 +13,7 @@ from tests.proxy import Proxy
 from tests.services import Broker, Endpoint
 
 from runner.adapters.amqp.cancelled import Cancelled
+from runner.adapters.amqp.memory import Cancel, Memory, Position
 from runner.job import JobKey
 
 pytestmark = pytest.mark.broker
@@ -21,6 +23,21 @@ pytestmark = pytest.mark.broker
 async def board(broker: Endpoint, namespace: str) -> AsyncIterator[Board]:
     async with open_board(broker.url, namespace) as opened:
         yield opened
+
+
+class SlowMemory:
+    """Takes its time after it has written something down."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.written = asyncio.Event()
+        self.goes_on = asyncio.Event()
+
+    async def add_cancels(self, cancels: Sequence[Cancel], position: Position) -> None:
+        await self._memory.add_cancels(cancels, position)
+        if cancels:
+            self.written.set()
+            await self.goes_on.wait()
 
 
 async def known(cancelled: JobKey, source: Cancelled) -> str | None:
@@ -123,6 +140,23 @@ async def test_a_cancel_that_came_while_we_were_cut_off_is_known_before_the_next
             await board.cancel(f"job-{number}")
             await worker.calls.until(f"job-{number}")
             assert await known(key(f"job-{number}"), worker.cancelled) == ""
+
+
+async def test_a_cancel_is_heard_even_if_the_connection_breaks_once_it_is_written_down(
+    broker: Endpoint, board: Board, state_dir: Path
+) -> None:
+    async with Proxy(broker.url) as proxy, reader(proxy.url, board.names.ns, state_dir) as worker:
+        await worker.cancelled.follower.caught_up()
+        slow = SlowMemory(worker.memory)
+        worker.cancelled.memory = cast("Memory", slow)
+        await board.cancel("one")
+        async with asyncio.timeout(20):
+            await slow.written.wait()
+            await proxy.cut()
+            while proxy.connections == 0:  # noqa: ASYNC110 - the other link is back, so the break was noticed
+                await asyncio.sleep(0.01)
+        slow.goes_on.set()
+        await worker.calls.until("one")
 
 
 async def test_without_a_connection_nothing_is_answered(broker: Endpoint, board: Board, state_dir: Path) -> None:

@@ -7,7 +7,7 @@ is up to a second late, and an empty stream looks like a slow one.)
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import aio_pika
@@ -31,7 +31,7 @@ Messages = Sequence[AbstractIncomingMessage]
 class Follower:
     """Reads the stream of one book and hands on what is new, in order. `use` is a user of the consume link.
 
-    `keep` writes the messages and the position down together; they may be none at all.
+    `keep` writes the messages and the position down together; they may be none at all. It is never cancelled.
     """
 
     names: Names
@@ -39,7 +39,7 @@ class Follower:
     book: Book
     publisher: Publisher
     memory: Memory
-    keep: Callable[[Messages, Position], Awaitable[None]]
+    keep: Callable[[Messages, Position], Coroutine[None, None, None]]
     silence: float = _SILENCE
     _caught_up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -79,10 +79,21 @@ class Follower:
             batch = await reading.batch()
             if reading.is_another_stream(batch[0]):
                 await self._begin_anew(reading)
-            await self.keep(reading.new_of(batch), reading.position(batch[-1]))
+            await self._keep_whole(reading.new_of(batch), reading.position(batch[-1]))
             await batch[-1].ack(multiple=True)
             if any(self._is_mark(message, reading) for message in batch):
                 self._caught_up.set()
+
+    async def _keep_whole(self, messages: Messages, position: Position) -> None:
+        """Keep the messages to the end even when we are cancelled meanwhile.
+
+        Once they are written down they do not come again, so whoever waits for one of them has to hear of it now.
+        """
+        keeping = asyncio.get_running_loop().create_task(self.keep(messages, position))
+        try:
+            await asyncio.shield(keeping)
+        finally:
+            await asyncio.wait({keeping})
 
     async def _mark(self, reading: "_Reading") -> None:
         """Publish the mark, and see to it that reading gets on until it has come."""
