@@ -21,6 +21,7 @@ from runner.ports import ClaimRecord, Event, LogPosition, OpenClaim
 KEPT = timedelta(days=1)
 """How long a claim that ended is remembered."""
 
+_FILE = "journal.db"
 _PRUNE_EVERY = timedelta(hours=1)
 _APPLICATION_ID = 0x52554E52  # "RUNR": tells our file from any other SQLite database
 _MIGRATIONS = (
@@ -53,6 +54,12 @@ _MIGRATIONS = (
         claim TEXT NOT NULL PRIMARY KEY,
         notice TEXT NOT NULL        -- an event that the broker has not confirmed yet, as codec.Notice in JSON
     ) STRICT, WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE renewed (
+        id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+        at INTEGER NOT NULL         -- when the leases of all open claims were last known to be renewed
+    ) STRICT;
     """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
@@ -159,6 +166,23 @@ class SqliteJournal:
         )
         return tuple(_open_claim(row) for row in rows)
 
+    async def renew(self) -> None:
+        """Write down that the leases of all open claims have been renewed by now."""
+        await self._run("INSERT OR REPLACE INTO renewed (id, at) VALUES (1, ?)", _to_number(self._now()))
+
+    async def renewed(self) -> datetime:
+        """When the leases were last renewed; long ago if they never were."""
+        rows = await self._run("SELECT at FROM renewed")
+        return _to_time(rows[0]["at"]) if rows else _EPOCH
+
+    async def ended_lately(self, within: timedelta) -> frozenset[str]:
+        """The containers whose claims ended within that time."""
+        since = _to_number(self._now() - within)
+        return frozenset(
+            row["container_name"]
+            for row in await self._run("SELECT container_name FROM claims WHERE ended >= ?", since)
+        )
+
     async def prune(self) -> None:
         """Forget the claims that ended longer than `KEPT` ago."""
         self._pruned = self._now()
@@ -171,6 +195,11 @@ class SqliteJournal:
             raise JournalError(f"the journal failed: {error}") from error
 
 
+def journal_exists(state_dir: Path) -> bool:
+    """Whether this worker ever had a journal; opening it makes one."""
+    return (state_dir / _FILE).exists()
+
+
 @asynccontextmanager
 async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIterator[SqliteJournal]:
     """The worker's journal, made where there is none.
@@ -178,7 +207,7 @@ async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIte
     Raises `ConfigError` when the folder cannot be written, or when what is there is damaged, from a newer version, or
     not ours.
     """
-    path = state_dir / "journal.db"
+    path = state_dir / _FILE
     with _faults_of(path):
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # SQLite gives its other files the modes of this one.

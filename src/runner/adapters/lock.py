@@ -8,6 +8,8 @@ from pathlib import Path
 
 from runner.errors import ConfigError
 
+_LOCKS = Path("/proc/locks")
+
 
 class WorkerLock:
     """`<state_dir>/lock`: held by `serve` for its life, and by `reap` while it removes what no `serve` owns.
@@ -36,6 +38,15 @@ class WorkerLock:
             yield
         finally:
             os.close(descriptor)
+
+    def held(self) -> bool:
+        """Whether a process holds it now; told without trying, which could keep a daemon from starting."""
+        try:
+            inode = self._path.stat().st_ino
+        except FileNotFoundError:
+            return False
+        holders = (line.split() for line in _LOCKS.read_text().splitlines())
+        return any("FLOCK" in words and words[-3].rpartition(":")[2] == str(inode) for words in holders)
 
     def _open(self) -> int:
         try:

@@ -1,14 +1,26 @@
 """Removing whatever containers a worker left."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from runner import __version__
-from runner.adapters.docker.config import LABEL_WORKER
+from runner.adapters.docker.client import Listed
 from runner.adapters.docker.engine import open_engine
+from runner.adapters.docker.sweep import GRACE
+from runner.adapters.journal import journal_exists, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
+from runner.errors import EngineGone
+from runner.ports import OpenClaim
 from runner.settings import Settings
+
+_LIMIT = timedelta(seconds=50)
+_LATE = timedelta(seconds=30)
+"""How long after its deadline a job is left to a daemon that may be about to come back, and would tell its end."""
+_CLEANED_UP = timedelta(minutes=5)
+"""How long a daemon that runs is trusted to remove what it ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +40,59 @@ async def reap(settings: Settings) -> Reaped:
     metrics = Metrics(version=__version__, installed=lambda: ())
     with WorkerLock(state_dir).hold():
         async with open_engine(url=settings.engine.url, worker=worker, state_dir=state_dir, observer=metrics) as opened:
-            found = await opened.client.labelled(f"{LABEL_WORKER}={worker}")
+            found = await opened.sweep.found()
             left = await opened.sweep.once(grace=timedelta(0))
     return Reaped(removed=max(0, len(found) - left), left=left)
+
+
+async def reap_expired(settings: Settings) -> Reaped:
+    """Remove the containers that no life of the daemon will want: past their time, unknown, or without a lease.
+
+    Beside a daemon that runs it touches nothing of that daemon's. Raises `EngineError` when the engine takes too long.
+    """
+    metrics = Metrics(version=__version__, installed=lambda: ())
+    try:
+        async with (
+            asyncio.timeout(_LIMIT.total_seconds()),
+            open_engine(
+                url=settings.engine.url,
+                worker=settings.worker.name,
+                state_dir=settings.worker.state_dir,
+                observer=metrics,
+            ) as opened,
+        ):
+            await opened.client.ping()
+            # First, for a claim is in the journal before it has a container: what is listed and not there is unknown.
+            found = await opened.sweep.found()
+            serves = WorkerLock(settings.worker.state_dir).held()
+            wanted = await _wanted(settings, found, serves=serves)
+            left = await opened.sweep.clear(found, wanted, grace=GRACE if serves else timedelta(0))
+    except TimeoutError:
+        raise EngineGone(f"the engine did not remove everything within {_LIMIT.total_seconds():.0f} s") from None
+    young = 0 if serves else len(left)
+    return Reaped(removed=len({container.name for container in found} - wanted - left), left=young)
+
+
+async def _wanted(settings: Settings, found: Sequence[Listed], *, serves: bool) -> frozenset[str]:
+    """The names that a daemon has, or that the next one will adopt."""
+    if not journal_exists(settings.worker.state_dir):
+        return frozenset()
+    async with open_journal(settings.worker.state_dir, lambda: datetime.now(UTC)) as journal:
+        claims = await journal.open_claims()
+        if serves:
+            ended = await journal.ended_lately(_CLEANED_UP)
+            return ended.union(claim.record.container_name for claim in claims)
+        renewed = await journal.renewed()
+    running = {container.name for container in found if container.running}
+    return frozenset(
+        claim.record.container_name
+        for claim in claims
+        if not _is_expired(claim, settings.worker.lease, renewed, runs=claim.record.container_name in running)
+    )
+
+
+def _is_expired(claim: OpenClaim, lease: timedelta, renewed: datetime, *, runs: bool) -> bool:
+    """Whether nobody may go on with the claim, or its job should have been gone long ago."""
+    now = datetime.now(UTC)
+    late = runs and claim.deadline is not None and now > claim.deadline + _LATE
+    return late or now > max(claim.record.claimed, renewed) + lease

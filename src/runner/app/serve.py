@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 from runner import __version__
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _DISK_EVERY = 5.0
 _LOOK_AGAIN = 0.2
+_LONGEST_RENEWAL = timedelta(seconds=30)
 
 
 async def serve(settings: Settings) -> None:
@@ -175,6 +176,7 @@ class Daemon:
                     self._watch_disk(),
                     self._pay(self.broker, owed),
                     self._abandon(self.broker, worker),
+                    self._note_renewals(self.broker),
                     self._leave(stop, manager, worker),
                     self._announce(manager),
                     self._drain_on_command(worker),
@@ -208,6 +210,13 @@ class Daemon:
             await asyncio.sleep(_LOOK_AGAIN)
         await asyncio.sleep(self.settings.worker.lease.total_seconds())
         await worker.abandon()
+
+    async def _note_renewals(self, broker: Broker) -> NoReturn:
+        """Keep on record until when our leases hold, for whoever cleans up when we are gone."""
+        while True:
+            if not broker.problems():
+                await self.journal.renew()
+            await asyncio.sleep(min(self.settings.worker.lease / 5, _LONGEST_RENEWAL).total_seconds())
 
     async def _announce(self, manager: ServiceManager) -> None:
         """Tell the service manager when jobs can be taken for the first time."""

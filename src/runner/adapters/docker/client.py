@@ -88,6 +88,7 @@ class Listed:
     id: str
     name: str
     created: float
+    running: bool
 
 
 class Deletion(StrEnum):
@@ -224,7 +225,12 @@ class EngineClient:
         """All containers with that label (`name=value`), whatever their state."""
         found = await self._call(Operation.LIST, lambda: self._list(label))
         return [
-            Listed(id=one["Id"], name=(one.get("Names") or [one["Id"]])[0].lstrip("/"), created=float(one["Created"]))
+            Listed(
+                id=one["Id"],
+                name=(one.get("Names") or [one["Id"]])[0].lstrip("/"),
+                created=float(one["Created"]),
+                running=one.get("State") == "running",
+            )
             for one in found
         ]
 

@@ -79,16 +79,25 @@ class Sweep:
         Raises `EngineError` when the engine cannot list its containers.
         """
         before = self._known()
-        found = await self._client.labelled(f"{LABEL_WORKER}={self._worker}")
+        found = await self.found()
         known = before | self._known()
+        left = await self.clear(found, known, grace=grace)
+        self._count(found, known)
+        self._sweep_folders(known | left | self._known())
+        return len(left)
+
+    async def found(self) -> Sequence[Listed]:
+        """All containers of this worker. Raises `EngineError`."""
+        return await self._client.labelled(f"{LABEL_WORKER}={self._worker}")
+
+    async def clear(self, found: Sequence[Listed], known: frozenset[str], *, grace: timedelta) -> frozenset[str]:
+        """Remove those that are not `known` and older than `grace`, with their files; the names of those left."""
         strays = [container for container in found if container.name not in known]
         old = [container for container in strays if time.time() - container.created >= grace.total_seconds()]
         async with asyncio.TaskGroup() as removals:
             tasks = [removals.create_task(self._remove(container)) for container in old]
-        self._count(found, known)
-        left = {container.name for container in strays} - {name for task in tasks if (name := task.result())}
-        self._sweep_folders(known | left | self._known())
-        return len(left)
+        gone = {name for task in tasks if (name := task.result())}
+        return frozenset(container.name for container in strays) - gone
 
     async def _remove(self, container: Listed) -> str | None:
         """The name of the container if it is gone now."""
@@ -100,6 +109,9 @@ class Sweep:
             return None
         self._observer.orphan_removed()
         _LOG.info("a container that nobody owned was removed", extra={"container": container.name})
+        prefix = container_name(self._worker, "")
+        if container.name.startswith(prefix):
+            self._remove_folder(self._jobs / container.name.removeprefix(prefix))
         return container.name
 
     def _count(self, found: Sequence[Listed], known: frozenset[str]) -> None:
@@ -111,8 +123,11 @@ class Sweep:
         for path in self._jobs.iterdir() if self._jobs.is_dir() else ():
             if container_name(self._worker, path.name) in owned:
                 continue
-            try:
-                JobFolder(path).remove()
-            except OSError as error:
-                self._observer.cleanup_failed()
-                _LOG.warning("a job's files could not be removed", extra={"path": str(path), "problem": str(error)})
+            self._remove_folder(path)
+
+    def _remove_folder(self, path: Path) -> None:
+        try:
+            JobFolder(path).remove()
+        except OSError as error:
+            self._observer.cleanup_failed()
+            _LOG.warning("a job's files could not be removed", extra={"path": str(path), "problem": str(error)})
