@@ -107,21 +107,30 @@ def make_invalid(reason: str = "stack: is required", *, tenant: str | None = "ac
 
 @dataclass(slots=True, kw_only=True)
 class FakeLease:
-    """The port `Lease`. Others take the job over when `taken` is set; while `known` is not, nobody can tell."""
+    """The port `Lease`. Others have the job when `taken` is set, or may soon when `danger` is.
+
+    While `known` is not, nobody can tell.
+    """
 
     delivery: "FakeDelivery"
     number: int
     lost: int
     taken: asyncio.Event = field(default_factory=asyncio.Event)
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+    danger: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.known.set()
 
     async def ours(self) -> bool:
+        await self.known.wait()
         return not self.taken.is_set()
 
     async def taken_over(self) -> None:
         await self.taken.wait()
 
-    async def endangered(self, ahead: timedelta) -> None:  # noqa: ARG002 - the port's; a fake is never cut off
-        await asyncio.Event().wait()
+    async def endangered(self, ahead: timedelta) -> None:  # noqa: ARG002 - the port's; here a test says when
+        await self.danger.wait()
 
     async def settle(self) -> None:
         await self.delivery.end("settle")
