@@ -1,0 +1,306 @@
+"""How jobs are taken from a real broker: never too many, by weight, and none lost or run twice on the way."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from secrets import token_hex
+
+import pytest
+from aio_pika.abc import AbstractConnection
+from tests.integration.amqp_house import Room, Side, eventually, open_room, open_side
+from tests.proxy import Proxy
+from tests.services import Endpoint
+
+from runner.adapters.amqp import topology
+from runner.adapters.amqp.share import WEIGHTS
+from runner.errors import BrokerError
+from runner.job import Job, Priority
+from runner.ports import Delivery, QueueKey
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+async def place(broker: Endpoint) -> AsyncIterator[Room]:
+    async with open_room(broker.url, f"t{token_hex(6)}", tenants=["named"]) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def room(place: Room) -> AsyncIterator[Room]:
+    yield place
+    await place.purge()
+
+
+@pytest.fixture
+async def side(room: Room, broker: Endpoint) -> AsyncIterator[Side]:
+    async with open_side(room.names, room.queues, broker.url) as opened:
+        yield opened
+
+
+def id_of(delivery: Delivery) -> str:
+    assert isinstance(delivery.submission, Job), delivery.submission
+    return delivery.submission.key.id
+
+
+async def fill(room: Room, count: int, *priorities: Priority, tenant: str = "acme") -> None:
+    for number in range(count):
+        for priority in priorities or [Priority.NORMAL]:
+            body = {"id": f"{priority}-{number}", "stack": "busybox"}
+            await room.submit(body, f"default.{priority}.{tenant}")
+
+
+async def consumers(room: Room) -> int:
+    return sum([(await room.count(room.names.jobs(queue)))[1] for queue in room.queues])
+
+
+async def waiting(room: Room) -> int:
+    return sum([await room.depth(room.names.jobs(queue)) for queue in room.queues])
+
+
+async def until_consumers(room: Room, count: int) -> None:
+    async def there() -> bool:
+        return await consumers(room) == count
+
+    await eventually(there, f"{count} consumers")
+
+
+async def until_waiting(room: Room, count: int) -> None:
+    async def there() -> bool:
+        return await waiting(room) == count
+
+    await eventually(there, f"{count} jobs wait")
+
+
+async def test_there_are_never_more_consumers_than_jobs_are_wanted(room: Room, side: Side) -> None:
+    for wanted in (2, 6, 1, 4, 0, 3, 99, 0):
+        side.intake.want(wanted)
+        await until_consumers(room, min(wanted, len(room.queues)))
+
+
+async def test_a_worker_with_one_slot_never_holds_two_jobs(room: Room, side: Side) -> None:
+    await fill(room, 10, *Priority)
+    for _ in range(30):
+        side.intake.want(1)
+        delivery = await side.take()
+        side.intake.want(0)
+        assert len(side.given) == 1
+        side.given.clear()
+        await delivery.drop()
+        assert side.given == []
+    assert await waiting(room) == 0
+
+
+async def test_a_consumer_is_ended_before_its_job_is_acked(room: Room, side: Side) -> None:
+    await fill(room, 5)
+    side.intake.want(1)
+    delivery = await side.take()
+    side.intake.want(0)
+    await delivery.drop()
+    assert await room.count(room.names.jobs(room.queues[0])) == (0, 0)
+    await until_waiting(room, 4)
+    await until_consumers(room, 0)
+    assert len(side.given) == 1
+
+
+async def test_what_is_claimed_is_no_longer_in_the_job_queue(room: Room, side: Side) -> None:
+    await fill(room, 1)
+    side.intake.want(1)
+    delivery = await side.take()
+    lease = await delivery.claim("c1")
+    lease_queue = room.names.worker_lease("w1")
+    await eventually(lambda: side.leases._holds["c1"].copy is not None, "the copy is here")
+    assert await waiting(room) == 0
+    assert await room.depth(lease_queue) == 0, "it is with us, unacked, where it cannot expire"
+    await lease.settle()
+    assert not side.leases._holds
+
+
+async def test_priorities_are_served_by_weight_and_none_starves(room: Room, side: Side) -> None:
+    await fill(room, 60, *Priority)
+    served: Counter[str] = Counter()
+    for _ in range(65):
+        side.intake.want(1)
+        delivery = await side.take()
+        side.intake.want(0)
+        served[id_of(delivery).partition("-")[0]] += 1
+        await delivery.drop()
+    for priority, weight in WEIGHTS.items():
+        assert served[priority] == pytest.approx(65 * weight / 13, abs=3), served
+
+
+async def test_a_job_that_waits_for_room_does_not_hide_those_behind_it(room: Room, side: Side) -> None:
+    await fill(room, 4)
+    taken = []
+    for _ in range(4):
+        side.intake.want(1)
+        taken.append(await side.take(timeout=5))
+    assert sorted(map(id_of, taken)) == [f"normal-{number}" for number in range(4)]
+    for delivery in taken:
+        await delivery.drop()
+    assert await waiting(room) == 0
+
+
+async def test_looking_past_jobs_leaves_no_channels_behind(room: Room, broker: Endpoint) -> None:
+    connections: list[AbstractConnection] = []
+
+    async def watch(connection: AbstractConnection) -> None:
+        connections.append(connection)
+        await asyncio.Event().wait()
+
+    def channels() -> int:
+        transport = connections[0].transport
+        assert transport is not None
+        return len(transport.connection.channels)
+
+    async with open_side(room.names, room.queues, broker.url, users=[watch]) as side:
+        side.intake.want(6)
+        await until_consumers(room, 6)
+        side.intake.want(0)
+        await until_consumers(room, 0)
+        before = channels()
+        for _ in range(3):
+            await fill(room, 3)
+            taken = []
+            for _ in range(3):
+                side.intake.want(1)
+                taken.append(await side.take(timeout=5))
+            side.intake.want(0)
+            for delivery in taken:
+                await delivery.drop()
+            await eventually(lambda: channels() <= before, "spare channels are closed")
+
+
+async def test_closing_gives_back_what_nobody_took(room: Room, side: Side) -> None:
+    await fill(room, 2, *Priority)
+    side.intake.want(3)
+    await eventually(lambda: len(side.given) == 3, "three jobs have come")
+    await side.intake.close()
+    await until_waiting(room, 6)
+    await until_consumers(room, 0)
+    assert len(side.given) == 3
+
+
+async def test_closing_while_a_consumer_is_being_opened_brings_nothing(room: Room, broker: Endpoint) -> None:
+    """Put back while its consumer is open, a job would come again and again up to its delivery limit."""
+    await fill(room, 1)
+    for steps in range(0, 60, 4):
+        async with open_side(room.names, room.queues, broker.url) as side:
+            side.intake.want(6)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await side.intake.close()
+            await until_waiting(room, 1)
+            assert await consumers(room) == 0
+    message = await room.get(room.names.jobs(QueueKey(pool="default", priority=Priority.NORMAL)))
+    assert int(str(message.headers.get("x-delivery-count", 0))) <= 15
+
+
+async def test_a_named_tenants_jobs_come_from_its_own_queue(room: Room, side: Side) -> None:
+    await fill(room, 1, tenant="named")
+    own = QueueKey(pool="default", priority=Priority.NORMAL, tenant="named")
+    await room.holds(room.names.jobs(own), 1)
+    side.intake.want(1)
+    delivery = await side.take()
+    assert isinstance(delivery.submission, Job)
+    assert delivery.submission.key.tenant == "named"
+    await delivery.drop()
+
+
+async def test_a_queue_without_a_rank_is_left_alone(room: Room, side: Side) -> None:
+    side.intake.rank = lambda queue: 0.0 if queue.tenant is None else None
+    await fill(room, 1, tenant="named")
+    await fill(room, 1)
+    side.intake.want(6)
+    delivery = await side.take()
+    await until_consumers(room, 2 + 1)
+    await delivery.drop()
+    with pytest.raises(TimeoutError):
+        await side.take(timeout=0.3)
+    assert await waiting(room) == 1
+
+
+async def test_what_comes_by_other_ways_need_not_be_wanted(room: Room, side: Side) -> None:
+    await fill(room, 1)
+    side.intake.want(1)
+    delivery = await side.take()
+    side.intake.want(0)
+    side.intake.offer(delivery)
+    assert await side.take() is delivery
+    await delivery.drop()
+
+
+# Faults
+
+
+async def test_a_job_that_was_not_claimed_comes_again_after_a_cut(room: Room, broker: Endpoint) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        await fill(room, 1)
+        side.intake.want(1)
+        first = await side.take()
+        assert first.live
+        await wire.cut()
+        await eventually(lambda: not first.live, "the delivery is known to be dead")
+        side.intake.want(1)
+        second = await side.take()
+        assert id_of(second) == id_of(first)
+        assert (second.fresh, second.live) == (True, True)
+        with pytest.raises(BrokerError):
+            await first.claim("c1")
+        with pytest.raises(BrokerError):
+            await first.drop()
+        lease = await second.claim("c2")
+        await eventually(lambda: set(side.leases._holds) == {"c2"}, "one lease is left")
+        await lease.settle()
+        assert await waiting(room) == 0
+        side.intake.want(1)
+        with pytest.raises(TimeoutError):
+            await side.take(timeout=0.5)
+
+
+async def test_taking_goes_on_after_a_cut(room: Room, broker: Endpoint) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        side.intake.want(6)
+        await until_consumers(room, 6)
+        for number in range(3):
+            await wire.cut()
+            await room.submit({"id": f"j{number}", "stack": "busybox"})
+            delivery = await side.take()
+            assert id_of(delivery) == f"j{number}"
+            await delivery.drop()
+            side.intake.want(6)
+            await until_consumers(room, 6)  # by then the broker has seen the ack, too
+
+
+async def test_taking_goes_on_when_a_queue_is_deleted_and_made_again(room: Room, side: Side) -> None:
+    side.intake.want(6)
+    await until_consumers(room, 6)
+    name = room.names.jobs(QueueKey(pool="default", priority=Priority.LOW))
+    await room.channel.queue_delete(name)
+    await asyncio.sleep(0.1)
+    await topology.apply(room.connection, room.wanted)
+    await fill(room, 1, Priority.LOW)
+    delivery = await side.take()
+    assert id_of(delivery) == "low-0"
+    await delivery.drop()
+    side.intake.want(6)
+    await until_consumers(room, 6)
+
+
+async def test_a_lease_of_an_earlier_life_that_is_given_back_is_not_lost(room: Room, broker: Endpoint) -> None:
+    await fill(room, 1)
+    async with open_side(room.names, room.queues, broker.url) as first_life:
+        first_life.intake.want(1)
+        await (await first_life.take()).claim("c1")
+        await eventually(lambda: first_life.leases._holds["c1"].copy is not None, "the copy is here")
+    for _ in range(3):
+        async with open_side(room.names, room.queues, broker.url) as next_life:
+            async with asyncio.timeout(10):
+                message = await next_life.leases.orphans.get()
+            orphan = next_life.desk.open_lease(message, message.ack)
+            assert orphan.vanished is not None
+            assert orphan.vanished.claim == "c1"
+            await orphan.release()
+            await asyncio.sleep(0.1)
+            assert next_life.leases.orphans.empty()
+    await room.holds(room.names.worker_lease("w1"), 1)
