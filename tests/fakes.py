@@ -384,6 +384,10 @@ class FakeLogSink:
     async def room(self, claim: str) -> None:
         """There always is."""
 
+    def confirmed(self, claim: str) -> int:
+        numbers = [batch.seq for batch in self.batches if batch.claim == claim and batch.seq is not None]
+        return 0 if self.stuck else max(numbers, default=0)
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
         self.diary.note(f"flush {key.id}")
         if self.stuck:

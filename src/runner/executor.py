@@ -5,6 +5,7 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -75,6 +76,7 @@ class Run:
     _ended: datetime | None = None
     _log: JobLog = field(init=False)
     _logged: LogPosition = field(default_factory=LogPosition)
+    _offered: deque[LogPosition] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """Make the log of this attempt."""
@@ -298,16 +300,19 @@ class Run:
             return
         if batch.seq is not None:
             self._logged = LogPosition(out=batch.until_out, err=batch.until_err, seq=batch.seq)
+            self._offered.append(self._logged)
         self.log_sink.offer(batch)
 
     async def _note_log(self) -> None:
-        """Keep on record how far the log was offered, so that a later life can go on from there."""
-        noted = self._logged
+        """Keep on record how far the log is safe, so that a later life can go on from there."""
+        claim = self.attempt.claim
         while True:
             await asyncio.sleep(_NOTE_EVERY)
-            if self._logged != noted:
-                noted = self._logged
-                await self.journal.logged(self.attempt.claim, noted)
+            safe, sure = None, self.log_sink.confirmed(claim)
+            while self._offered and self._offered[0].seq <= sure:
+                safe = self._offered.popleft()
+            if safe is not None:
+                await self.journal.logged(claim, safe)
 
     async def _until(self, due: float) -> None:
         """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""

@@ -279,6 +279,9 @@ class LogSink(Protocol):
     async def room(self, claim: str) -> None:
         """Return when the next batch of the claim would not be lost for want of room."""
 
+    def confirmed(self, claim: str) -> int:
+        """The number of the last batch of the claim that is safe with all those before it; 0 while none is."""
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Wait, up to `timeout` seconds, until the broker has all batches of the claim; false when any was lost."""
 

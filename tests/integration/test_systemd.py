@@ -117,6 +117,16 @@ def test_the_unit_has_no_faults(unit: Path) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["runner-reap.service", "runner-reap.timer"])
+def test_the_reaper_has_no_faults(tmp_path: Path, name: str) -> None:
+    for path in UNIT.parent.glob("runner-reap.*"):
+        (tmp_path / path.name).write_text(path.read_text().replace("/opt/runner/bin/runner", "/bin/true"))
+
+    result = analyze("verify", str(tmp_path / name))
+
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
 def test_the_unit_is_shut_as_far_as_it_can_be(unit: Path) -> None:
     result = analyze("security", "--offline=yes", "--no-pager", "--threshold=25", str(unit))
 

@@ -44,6 +44,10 @@ class RecordedLogs:
         """Return when the publisher has room for the claim's next batch."""
         await self.publisher.room(claim)
 
+    def confirmed(self, claim: str) -> int:
+        """How far the broker has it."""
+        return self.publisher.confirmed(claim)
+
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Whether the broker has all batches; the history's own troubles make no log incomplete."""
         return await self.publisher.flush(key, claim, timeout)

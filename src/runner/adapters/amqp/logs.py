@@ -25,11 +25,13 @@ _AGAIN = 0.2
 
 @dataclass(slots=True)
 class _Line:
-    """One job's batches, on their way."""
+    """One job's batches, on their way. `unsure` has the numbers of those that are not confirmed, or were lost."""
 
     waiting: deque[Batch] = field(default_factory=deque)
     unconfirmed: int = 0
     lost: bool = False
+    last: int = 0
+    unsure: set[int] = field(default_factory=set)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     shorter: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -54,6 +56,9 @@ class LogPublisher:
     def offer(self, batch: Batch) -> None:
         """Put the batch into its job's line; when that is full, the batch is dropped and its log is incomplete."""
         line = self._lines.setdefault(batch.claim, _Line())
+        if batch.seq is not None:
+            line.last = batch.seq
+            line.unsure.add(batch.seq)
         if len(line.waiting) >= _LINE_MOST:
             self._drop(line, batch)
             return
@@ -67,6 +72,13 @@ class LogPublisher:
         while line is not None and len(line.waiting) >= _LINE_MOST:
             line.shorter.clear()
             await line.shorter.wait()
+
+    def confirmed(self, claim: str) -> int:
+        """The number of the last batch that the broker has with all those before it."""
+        line = self._lines.get(claim)
+        if line is None:
+            return 0
+        return min(line.unsure) - 1 if line.unsure else line.last
 
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
         """Wait until all batches are confirmed. A log that ends without is given up."""
@@ -124,6 +136,7 @@ class LogPublisher:
         while True:
             try:
                 await self.publisher.publish(self.names.logs, route, message, mandatory=False)
+                line.unsure.discard(batch.seq or 0)
             except BrokerError:
                 if batch.seq is None or batch.claim not in self._lines:
                     self._drop(line, batch)
