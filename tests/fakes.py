@@ -375,6 +375,7 @@ class FakeLogSink:
     def __init__(self, diary: Diary | None = None) -> None:
         self.diary = diary or Diary()
         self.batches: list[Batch] = []
+        self.forgotten: list[str] = []
         self.stuck = False
 
     def offer(self, batch: Batch) -> None:
@@ -387,6 +388,9 @@ class FakeLogSink:
     def confirmed(self, claim: str) -> int:
         numbers = [batch.seq for batch in self.batches if batch.claim == claim and batch.seq is not None]
         return 0 if self.stuck else max(numbers, default=0)
+
+    def forget(self, claim: str) -> None:
+        self.forgotten.append(claim)
 
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - the port's
         self.diary.note(f"flush {key.id}")

@@ -329,6 +329,7 @@ class Run:
     async def _result(self, verdict: Verdict, end: Exit) -> JobResult:
         job = self.attempt.plan.job
         delivered = await self._send_rest_of_log()
+        self.log_sink.forget(self.attempt.claim)
         stats = self._log.stats(complete=delivered and (end.complete or self._started is None))
         self.observer.output_omitted(stats.omitted_bytes)
         succeeded = verdict.outcome is Outcome.SUCCEEDED

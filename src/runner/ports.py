@@ -285,6 +285,9 @@ class LogSink(Protocol):
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Wait, up to `timeout` seconds, until the broker has all batches of the claim; false when any was lost."""
 
+    def forget(self, claim: str) -> None:
+        """Nothing more comes for the claim; what is still on its way is given up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRecord:

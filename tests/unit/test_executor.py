@@ -167,6 +167,13 @@ async def test_output_is_offered_while_the_job_runs() -> None:
         house.container.finish(Exit(code=0))
 
 
+@pytest.mark.parametrize("command", [SPEAKS, ENDS], ids=["with words", "without"])
+async def test_a_log_is_forgotten_once_it_has_ended(command: tuple[str, ...]) -> None:
+    house = House(*command)
+    await house.result()
+    assert house.logs.forgotten == ["c1"]
+
+
 async def test_a_log_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "_LOG_CONFIRM", 0.01)
     house = House(*SPEAKS)

@@ -51,3 +51,7 @@ class RecordedLogs:
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Whether the broker has all batches; the history's own troubles make no log incomplete."""
         return await self.publisher.flush(key, claim, timeout)
+
+    def forget(self, claim: str) -> None:
+        """Nothing more comes for the claim."""
+        self.publisher.forget(claim)

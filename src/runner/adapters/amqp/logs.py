@@ -97,8 +97,10 @@ class LogPublisher:
         return not line.lost
 
     def forget(self, claim: str) -> None:
-        """The job is settled; nothing more comes for it."""
-        self._lines.pop(claim, None)
+        """Nothing more comes for the claim; what is still on its way is given up."""
+        line = self._lines.pop(claim, None) or _Line()
+        for batch in line.waiting:
+            self._drop(line, batch)
 
     async def run(self) -> None:
         """Publish what is offered, until cancelled."""
