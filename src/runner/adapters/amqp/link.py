@@ -138,7 +138,11 @@ class Link:
             )
 
     async def _until_closed(self, connection: AbstractConnection) -> None:
-        await connection.closed()
+        try:
+            await connection.closed()
+        finally:
+            # Cancelled with the other users. The library may swallow a user's cancellation, but not a closed channel.
+            await _close(connection)
         raise SessionOver("the connection was closed")
 
     async def _probe(self, connection: AbstractConnection) -> None:
