@@ -26,6 +26,13 @@ async def strict(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Brok
         yield broker
 
 
+@pytest.fixture(scope="module")
+async def usual(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
+    """A broker that allows one minute, and looks once a minute, as brokers do."""
+    async with Broker(tmp_path_factory.mktemp("usual") / "broker", conf=["consumer_timeout = 60000"]) as broker:
+        yield broker
+
+
 @pytest.fixture
 async def fleets(engine: Endpoint, busybox_image: str, tmp_path: Path) -> AsyncIterator[OpenFleet]:
     """Makes fleets, each with its witness, for the length of a test."""
