@@ -6,7 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from runner.adapters.history import History, open_history
+from runner.adapters.history.store import Store
 from runner.codec import Notice, encode_batch
 from runner.job import Bytes, EventKind, JobKey, Line, Stream
 from runner.ports import Batch, LogPosition
@@ -337,3 +339,26 @@ async def test_memory_is_bounded_while_nothing_can_be_written(history: History) 
         history.offer(batch(number, "x", start=2 * number))
     await written(history)
     assert len(await log_of(history)) == 512
+
+
+async def test_only_the_first_waits_for_a_disk_that_does_not_answer(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    write = Store.write
+
+    def hold(store: Store, told: Iterable[Notice | Batch], now: datetime) -> None:
+        held.wait(20)
+        write(store, told, now)
+
+    monkeypatch.setattr(Store, "write", hold)
+    history.offer(batch(1, "one", start=0))
+    begun = asyncio.get_running_loop().time()
+    await history.written(0.2)
+    await asyncio.gather(*(history.written(20) for _ in range(10)))
+    assert asyncio.get_running_loop().time() - begun < 10
+    held.set()
+    history.note(notice(EventKind.FINISHED))
+    assert await log_of(history) != []
+    await written(history)
+    assert len(await history.find(KEY)) == 1

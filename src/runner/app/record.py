@@ -1,5 +1,6 @@
 """What jobs tell goes to two places: out into the world, and into this worker's history."""
 
+import asyncio
 from dataclasses import dataclass
 
 from runner.adapters.amqp.events import EventPublisher
@@ -9,7 +10,7 @@ from runner.job import EventKind, JobKey
 from runner.ports import Batch, Event, LogSink
 
 _PATIENCE = 1.0
-"""Seconds that a job which is over waits at most for its record to be on the disk."""
+"""Seconds that a job which is over waits at most for its log and its record to be on the disk, beside the broker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,10 @@ class RecordedLogs:
         return self.publisher.confirmed(claim)
 
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
-        """Whether the broker has all batches; the history's own troubles make no log incomplete."""
-        return await self.publisher.flush(key, claim, timeout)
+        """Whether the broker has all batches; the history has them, too, but its troubles make no log incomplete."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.history.written(_PATIENCE))
+            return await self.publisher.flush(key, claim, timeout)
 
     def forget(self, claim: str) -> None:
         """Nothing more comes for the claim."""

@@ -47,6 +47,7 @@ class History:
         self._hurry = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._failing = False
+        self._stuck = False
 
     def note(self, notice: Notice) -> None:
         """Keep what an event says of its job."""
@@ -63,12 +64,18 @@ class History:
             self._news.set()
 
     async def written(self, timeout: float) -> None:
-        """Return when everything so far is in the file, or cannot be written, or after `timeout` seconds."""
+        """Return when everything so far is in the file, or cannot be written, or after `timeout` seconds.
+
+        While the disk does not answer, only the first one waits.
+        """
+        if self._stuck:
+            return
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         self._news.set()
         self._hurry.set()
-        await asyncio.wait((waiting,), timeout=timeout)
+        _, late = await asyncio.wait((waiting,), timeout=timeout)
+        self._stuck = bool(late)
 
     async def find(self, key: JobKey) -> list[Kept]:
         """What is kept of a job, oldest claim first."""
@@ -113,6 +120,7 @@ class History:
             if pending:
                 await self._ask(lambda store: store.write(pending, self._now()), None)
         finally:
+            self._stuck = False
             for one in waiting:
                 if not one.done():
                     one.set_result(None)
