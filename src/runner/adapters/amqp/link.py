@@ -98,6 +98,9 @@ class Link:
             self._lost(errors)
 
     def _lost(self, errors: BaseExceptionGroup[BaseException]) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return  # it was closed
         self.fault = "; ".join(dict.fromkeys(describe(error) for error in leaves(errors)))
         self._tries += 1
         log.warning("broker connection lost", extra={"role": self.role, "fault": self.fault})
