@@ -40,14 +40,7 @@ async def test_nothing_is_lost_of_a_job_that_ends_at_once(acme: Submitter) -> No
 async def test_nothing_is_lost_of_a_last_line_without_its_newline(acme: Submitter) -> None:
     for job in await run_often(acme, sh("printf 'first\\nlast'; printf 'err\\nlast of err' >&2")):
         job.ended("succeeded", blame="none", exit_code=0)
-        assert [(line["m"], line.get("p")) for line in job.lines if line["s"] == "out"] == [
-            ("first", None),
-            ("last", True),
-        ]
-        assert [(line["m"], line.get("p")) for line in job.lines if line["s"] == "err"] == [
-            ("err", None),
-            ("last of err", True),
-        ]
+        assert (job.text(), job.text("err")) == ("first\nlast", "err\nlast of err")
         assert job.result["logs"]["complete"] is True
 
 
