@@ -51,6 +51,8 @@ def configure(level: str, style: str, stream: TextIO | None = None) -> None:
     # The libraries tell at INFO what concerns nobody but their authors.
     root.setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     logging.getLogger("runner").setLevel(level.upper())
+    # Each broken connection is a page of traces there; the link that notices says it in a line.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     # A log that cannot be written must not bring the daemon down, nor fill stderr with traces of itself.
     logging.raiseExceptions = False
 
