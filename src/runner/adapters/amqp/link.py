@@ -88,19 +88,20 @@ class Link:
             finally:
                 attempt.cancel()
                 await asyncio.wait({attempt})
-            attempt.result()
+            if (errors := attempt.result()) is not None:
+                self._lost(errors)
             await asyncio.sleep(self._pause())
 
-    async def _attempt(self) -> None:
+    async def _attempt(self) -> BaseExceptionGroup[BaseException] | None:
+        """One session; what ended it."""
+        lost = None
         try:
             await self._session(self.urls[self._tries % len(self.urls)])
         except* (*BROKER_FAULTS, BrokerError) as errors:
-            self._lost(errors)
+            lost = errors
+        return lost
 
     def _lost(self, errors: BaseExceptionGroup[BaseException]) -> None:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            return  # it was closed
         self.fault = "; ".join(dict.fromkeys(describe(error) for error in leaves(errors)))
         self._tries += 1
         log.warning("broker connection lost", extra={"role": self.role, "fault": self.fault})
