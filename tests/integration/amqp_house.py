@@ -20,6 +20,7 @@ from runner.adapters.amqp.link import Link, User
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Publisher
 from runner.adapters.amqp.pulse import Pulse
+from runner.adapters.amqp.unrouted import Unrouted
 from runner.job import Invalid, Job
 from runner.ports import Delivery, QueueKey
 
@@ -191,6 +192,7 @@ async def open_side(
     *,
     worker: str = "w1",
     users: Sequence[User] = (),
+    unrouted: bool = False,
     heartbeat: timedelta = HEARTBEAT,
 ) -> AsyncIterator[Side]:
     """A worker's intake and leases, connected; `users` use the consuming connection, too."""
@@ -217,6 +219,8 @@ async def open_side(
         return delivery
 
     intake = JobIntake(names=names, queues=queues, wrap=wrap)
+    if unrouted:
+        users = (*users, Unrouted(desk=desk, offer=intake.offer).use)
     links = (
         link(consume, leases.use, intake.use, *users, counts=counts, pulse=pulse),
         link(publish or consume, publisher.use, counts=counts, role="publish", heartbeat=heartbeat),
