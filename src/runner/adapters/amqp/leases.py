@@ -34,8 +34,9 @@ _LONGEST_RENEWAL = timedelta(seconds=30)
 _LONGEST_MARGIN = timedelta(seconds=10)
 _AGAIN = 1.0
 """Seconds after which a renewal that failed is tried again."""
-_MISSING = 60.0
-"""Seconds after which a lease that neither came back nor was taken over was lost by the broker: it is made again."""
+_MISSING = 30.0
+"""Seconds after which a lease that neither came back nor was taken over is made again: the broker has lost it, or is
+stuck with it (a queue's dead letters that were on their way when the broker was killed are sent again 3 min later)."""
 _WEEK = 604_800_000
 _ENDED_KEPT = 10_000
 
