@@ -47,6 +47,9 @@ class FakeJournal:
     async def paid(self, claim: str) -> None:
         self.owed.pop(claim, None)
 
+    async def forgotten(self, claim: str) -> None:
+        self.open.pop(claim, None)
+
     async def is_over(self, claim: str) -> bool:
         return claim in self.over
 

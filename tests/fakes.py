@@ -135,6 +135,10 @@ class FakeLease:
     async def settle(self) -> None:
         await self.delivery.end("settle")
 
+    async def abandon(self) -> None:
+        if not self.delivery.ended:
+            await self.delivery.end("abandon")
+
     async def retry(self, delay: timedelta, *, platform: bool) -> None:
         await self.delivery.end("retry", delay=delay, platform=platform)
 
@@ -551,4 +555,4 @@ class NotingJournal(FakeJournal):
     async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
         await asyncio.sleep(0)
         await super().ended(claim, finished=finished, owed=owed)
-        self.diary.note(f"write {'finished' if finished else 'ended'} {self.ids[claim]}")
+        self.diary.note(f"write {'finished' if finished else 'ended'} {self.ids.get(claim, claim)}")

@@ -11,6 +11,7 @@
     │   ├── NeverStarted   there is nothing to adopt, and never was; start it
     │   └── ImageMissing   the engine lacks the image; pass the job on
     ├── StartError         the container exists, but the job's process cannot be started
+    ├── JournalError       the journal cannot be written: the disk is full or broken
     └── BrokerError        the broker failed us
         └── PublishUncertain   a publish may or may not have arrived; publish again, same id
 
@@ -73,3 +74,7 @@ class BrokerError(RunnerError):
 
 class PublishUncertain(BrokerError):
     """The connection broke before the broker confirmed: the message may have arrived."""
+
+
+class JournalError(RunnerError):
+    """The journal cannot be written or read any more: the disk is full or broken."""

@@ -5,12 +5,13 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from runner.errors import EngineError, ImageMissing, NeverStarted, StartError
+from runner.errors import EngineError, ImageMissing, JournalError, NeverStarted, StartError
 from runner.job import (
     PROGRESS_MAX,
     Attempt,
@@ -29,6 +30,8 @@ from runner.logs import JobLog
 from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim
 from runner.timeline import Timeline
 from runner.verdict import judge, parse_told
+
+log = logging.getLogger(__name__)
 
 _LOG_CONFIRM = 5.0
 """Seconds that the rest of a log may take to be confirmed before the result goes out without it."""
@@ -266,6 +269,8 @@ class Run:
     def _tell_progress(self, container: Container, told: bytes | None) -> bytes | None:
         """Tell what the job wrote, unless that was told before; what is told now."""
         found = container.progress()
+        if self.timeline.behind:
+            return told  # the broker is away; the newest word goes out when it is back
         if found is not None and found != told:
             self.timeline.tell(EventKind.PROGRESS, progress=_progress(found))
         return found
@@ -311,8 +316,12 @@ class Run:
             safe, sure = None, self.log_sink.confirmed(claim)
             while self._offered and self._offered[0].seq <= sure:
                 safe = self._offered.popleft()
-            if safe is not None:
+            if safe is None:
+                continue
+            try:
                 await self.journal.logged(claim, safe)
+            except JournalError as error:
+                log.warning("a log's position was not noted", extra={"claim": claim, "fault": str(error)})
 
     async def _until(self, due: float) -> None:
         """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""

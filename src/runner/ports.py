@@ -122,6 +122,9 @@ class Lease(Protocol):
     async def retry(self, delay: timedelta, *, platform: bool) -> None:
         """Have the job start again after `delay`, anywhere. `platform`: our failure, counted apart from the job's."""
 
+    async def abandon(self) -> None:
+        """A fault of ours kept the job from its end: have it started again, unless the lease was given back already."""
+
     async def defer(self, delay: timedelta) -> None:
         """Pass the job on: not started here, so neither count rises."""
 
@@ -343,6 +346,9 @@ class Journal(Protocol):
 
     async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
         """The claim is over. `finished`: the job is, too; `owed` is its last event, kept until it is `paid`."""
+
+    async def forgotten(self, claim: str) -> None:
+        """Nobody knows what became of the claim: its lease has not come back, but may still."""
 
     async def paid(self, claim: str) -> None:
         """The event that was owed is confirmed."""

@@ -63,8 +63,14 @@ class Timeline:
             **details,
         )
 
+    @property
+    def behind(self) -> bool:
+        """Whether the broker has not confirmed all events so far."""
+        return any(not task.done() for task in self._untold)
+
     def send(self, event: Event) -> None:
         """Have the event published, after all that were sent before."""
+        self._untold = [task for task in self._untold if not task.done()]
         # Tasks start in the order of their making, and a channel sends in the order of its callers.
         self._untold.append(self.tasks.create_task(self.events.publish(event)))
 

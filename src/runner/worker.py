@@ -221,18 +221,26 @@ class Worker:
         await self._idle.wait()
         self._drained.set()
 
+    def cut_short(self) -> None:
+        """Leave whatever could not be settled: the broker is away. Containers are removed all the same."""
+        for task in self._tasks:
+            task.cancel()
+
     async def abandon(self) -> None:
         """Give up the claims of our earlier life whose leases have not come back: somebody else has those jobs."""
-        for claim in list(self._adoptable):
-            await self.superseded(claim)
+        for claim, earlier in list(self._adoptable.items()):
+            log.warning("a lease of an earlier life has not come back", extra={"job_id": earlier.record.key.id})
+            del self._adoptable[claim]
+            self._outside.engine.drop(earlier.record.container_name)
+            await self._outside.journal.forgotten(claim)
 
     async def superseded(self, claim: str) -> None:
         """Give up a claim of our earlier life: somebody else has the job. Running jobs hear of it by their leases."""
         earlier = self._adoptable.pop(claim, None)
         if earlier is not None:
             log.warning("a claim of an earlier life is lost", extra={"job_id": earlier.record.key.id, "claim": claim})
-            await self._outside.journal.ended(claim, finished=False)
             self._outside.engine.drop(earlier.record.container_name)
+            await self._outside.journal.ended(claim, finished=False)
 
     def stop_all(self, *, at_once: bool = False) -> None:
         """End every job that runs, or is about to, so that another worker may run it again."""
@@ -311,11 +319,22 @@ class Worker:
             log.warning("a delivery was lost to the broker, which has it again", extra={"error": _told(errors)})
         except* Exception as errors:
             log.exception("a job met a fault of the runner", extra={"error": _told(errors)})
+            await self._recover(delivery, arrived.lease)
         finally:
             arrived.over()
             if not self._held and self._arriving == 0:
                 self._idle.set()
             self._ask()
+
+    async def _recover(self, delivery: Delivery, lease: Lease | None) -> None:
+        """After a fault of ours, let the job be run again, anywhere; `max_lost` and the poison count end it."""
+        try:
+            if lease is not None:
+                await lease.abandon()
+            else:
+                await delivery.release()
+        except BrokerError as error:
+            log.warning("a job could not be given back yet", extra={"error": str(error)})
 
     async def _see_to(self, delivery: Delivery, tasks: asyncio.TaskGroup, arrived: "_Arrival") -> None:
         submission = delivery.submission
@@ -324,6 +343,8 @@ class Worker:
             return
         timeline = self._timeline(delivery, tasks)
         known = any(held.has(submission.key) for held in self._held.values())
+        if delivery.vanished is not None and (not delivery.live or delivery.vanished.claim in self._held):
+            return  # it came twice, over a connection that broke meanwhile; the other one counts
         if delivery.vanished is not None and delivery.vanished.claim in self._adoptable:
             earlier = self._adoptable.pop(delivery.vanished.claim)
             await self._adopt(delivery, submission, earlier, tasks, arrived)
@@ -379,7 +400,7 @@ class Worker:
         # Beside it: the job runs, and has its deadline, whether or not the fleet's memory answers.
         recalling = tasks.create_task(self._recall(job.key))
         try:
-            lease = await delivery.resume(claim)
+            lease = arrived.lease = await delivery.resume(claim)
             await self._outside.journal.adopted(claim)
             attempt = Attempt(plan=plan, worker=self._rules.name, claim=claim, number=lease.number)
             run = self._make_run(attempt, record.claimed, timeline, earlier)
@@ -428,6 +449,10 @@ class Worker:
     async def _plan_and_run(self, delivery: Delivery, held: _Held, timeline: Timeline, arrived: "_Arrival") -> None:
         if await self._is_cancelled(delivery, held, timeline) or await self._is_late(delivery, held, timeline):
             return
+        if delivery.lost > self._rules.max_lost:
+            reason = f"the platform failed it {delivery.lost} times, and worker.max_lost is {self._rules.max_lost}"
+            await self._end_unstarted(delivery, held, timeline, (Outcome.LOST, Blame.PLATFORM, reason))
+            return
         try:
             check_request(held.job, self._rules.policy)
             timeline.stack = await self._outside.stacks.resolve(held.job.stack)
@@ -445,7 +470,7 @@ class Worker:
             await delivery.postpone(delay)
             return
         if await self._admitted(held, plan, delivery, timeline, arrived):
-            await self._claim_and_run(delivery, held, plan, timeline)
+            await self._claim_and_run(delivery, held, plan, timeline, arrived)
 
     def _postponement(self, delivery: Delivery, job: Job) -> timedelta:
         """How long the job has to wait before it may start here at all."""
@@ -570,9 +595,11 @@ class Worker:
         latest = job.published + (job.delay or timedelta()) + job.start_within
         return max(0.0, (latest - self._outside.now()).total_seconds())
 
-    async def _claim_and_run(self, delivery: Delivery, held: _Held, plan: Plan, timeline: Timeline) -> None:
+    async def _claim_and_run(
+        self, delivery: Delivery, held: _Held, plan: Plan, timeline: Timeline, arrived: "_Arrival"
+    ) -> None:
         claimed = self._outside.now()
-        lease = await delivery.claim(held.claim)
+        lease = arrived.lease = await delivery.claim(held.claim)
         held.claimed = True
         timeline.attempt, timeline.claimed = lease.number, claimed
         if not await self._may_start(delivery.run, held, lease, timeline):
@@ -714,6 +741,7 @@ class _Arrival:
 
     def __init__(self, worker: Worker) -> None:
         self._worker: Worker | None = worker
+        self.lease: Lease | None = None
 
     def over(self) -> None:
         if self._worker is not None:

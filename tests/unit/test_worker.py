@@ -886,6 +886,7 @@ async def test_a_fault_of_one_job_does_not_touch_the_others(caplog: pytest.LogCa
             await settled(good)
     assert [record.message for record in caplog.records] == ["a job met a fault of the runner"]
     assert bad.settled == ["claim"]
+    assert bad.ended == ["abandon"], "it is started again, anywhere"
     assert house.events.outcome("good") is Outcome.SUCCEEDED
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiosqlite
 
 from runner.codec import Notice, decode_choices, encode_choices, encode_event
-from runner.errors import ConfigError, RunnerError
+from runner.errors import ConfigError, JournalError
 from runner.job import JobKey, StopReason
 from runner.ports import ClaimRecord, Event, LogPosition, OpenClaim
 
@@ -68,10 +68,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Value = str | int | None
 
 
-class JournalError(RunnerError):
-    """The journal cannot be written or read any more: the disk is full or broken."""
-
-
 class SqliteJournal:
     """The port `Journal`, and what the sweep of an earlier life's leavings needs. Made by `open_journal`."""
 
@@ -117,6 +113,10 @@ class SqliteJournal:
     async def adopted(self, claim: str) -> None:
         """A new life goes on with the claim."""
         await self._run("UPDATE claims SET lives = lives + 1 WHERE claim = ?", claim)
+
+    async def forgotten(self, claim: str) -> None:
+        """Nobody knows what became of the claim: another worker may tell, or its lease may still come back."""
+        await self._run("DELETE FROM claims WHERE claim = ?", claim)
 
     async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
         """The claim is over. `finished`: the job is, too; `owed` is its last event, kept until it is `paid`."""

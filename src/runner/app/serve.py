@@ -25,7 +25,7 @@ from runner.app.knowledge import WorkerKnowledge
 from runner.app.record import RecordedEvents, RecordedLogs
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import Notice, new_ordered_id
-from runner.errors import ConfigError
+from runner.errors import ConfigError, JournalError
 from runner.fairness import Fairness, Share
 from runner.job import JobKey, Json
 from runner.plan import Policy
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _DISK_EVERY = 5.0
 _LOOK_AGAIN = 0.2
+_HURRY_MOST = 30.0
+"""Seconds that jobs have to be settled after the second signal, in case that the broker is away."""
 _LONGEST_RENEWAL = timedelta(seconds=30)
 
 
@@ -214,8 +216,11 @@ class Daemon:
     async def _note_renewals(self, broker: Broker) -> NoReturn:
         """Keep on record until when our leases hold, for whoever cleans up when we are gone."""
         while True:
-            if not broker.problems():
-                await self.journal.renew()
+            try:
+                if not broker.problems():
+                    await self.journal.renew()
+            except JournalError as error:
+                log.warning("the renewal of leases was not noted", extra={"fault": str(error)})
             await asyncio.sleep(min(self.settings.worker.lease / 5, _LONGEST_RENEWAL).total_seconds())
 
     async def _announce(self, manager: ServiceManager) -> None:
@@ -397,6 +402,9 @@ async def _hurry(stop: Stop, worker: Worker) -> None:
     await stop.second.wait()
     log.warning("ending all jobs at once")
     worker.stop_all(at_once=True)
+    await asyncio.sleep(_HURRY_MOST)
+    log.warning("leaving although not all could be settled; what is open comes back with its lease")
+    worker.cut_short()
 
 
 def _metrics(settings: Settings, catalog: Catalog) -> Metrics:

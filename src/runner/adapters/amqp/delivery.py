@@ -168,6 +168,7 @@ class JobDelivery:
     fresh: bool
     vanished: Vanished | None = None
     not_before: datetime | None = None
+    over: bool = False
 
     @property
     def live(self) -> bool:
@@ -214,7 +215,7 @@ class JobDelivery:
         passport = replace(self._passport, attempts=self.number, deferrals=0)
         hold = await self.desk.leases.acquire(claim, passport.message)
         try:
-            await self.ack()
+            await self._acked()
         except BrokerError:
             # The broker has the delivery back, and somebody will take it: our lease must not run it again.
             await hold.give_up()
@@ -238,29 +239,33 @@ class JobDelivery:
             timestamp=datetime.now(UTC),
         )
         await self.desk.publisher.publish_surely(self.desk.names.dead, "", letter, mandatory=True)
-        await self.ack()
+        await self._acked()
 
     async def drop(self) -> None:
         """Ack."""
-        await self.ack()
+        await self._acked()
 
     async def defer(self, delay: timedelta) -> None:
         """Publish the job through the delay levels, then ack."""
         passport = replace(self._passport, deferrals=self.deferrals + 1)
         await send_later(self.desk, passport, delay)
-        await self.ack()
+        await self._acked()
 
     async def postpone(self, delay: timedelta) -> None:
         """Publish the job through the delay levels as it is, then ack."""
         await send_later(self.desk, self._passport, delay)
+        await self._acked()
+
+    async def _acked(self) -> None:
         await self.ack()
+        self.over = True
 
     async def release(self) -> None:
         """Put the message back at its old place; it counts as one more delivery.
 
         A lease goes back with its connection: put back before, it would come to us again, as a second copy.
         """
-        if self.vanished is not None:
+        if self.over or self.vanished is not None:
             return
         try:
             await self.message.nack(requeue=True)
@@ -275,6 +280,7 @@ class JobLease:
     desk: Desk
     hold: LeaseHold
     passport: Passport
+    over: bool = False
 
     @property
     def number(self) -> int:
@@ -300,18 +306,26 @@ class JobLease:
 
     async def settle(self) -> None:
         """Forget the job."""
+        self.over = True
         await self.hold.give_up()
 
     async def retry(self, delay: timedelta, *, platform: bool) -> None:
         """Publish the job again, then forget this claim."""
         passport = replace(self.passport, lost=self.lost + 1) if platform else self.passport
         await send_later(self.desk, passport, delay)
+        self.over = True
         await self.hold.give_up()
+
+    async def abandon(self) -> None:
+        """Have the job started again after a fault of ours, later each time."""
+        if not self.over:
+            await self.retry(timedelta(seconds=2 ** min(self.lost, 6)), platform=True)
 
     async def defer(self, delay: timedelta) -> None:
         """Pass the job on: it was not started, so it has its attempt back."""
         passport = replace(self.passport, attempts=self.number - 1, deferrals=self.passport.deferrals + 1)
         await send_later(self.desk, passport, delay)
+        self.over = True
         await self.hold.give_up()
 
 

@@ -25,7 +25,8 @@ def tolerate_odd_frames() -> None:
 
 def _short_string(value: bytes) -> tuple[int, str]:
     length = value[0]
-    return length + 1, value[1 : length + 1].decode(errors="replace")
+    # Not U+FFFD, which is longer than the byte that it stands for: the text has to fit into a frame again.
+    return length + 1, value[1 : length + 1].decode(errors="replace").replace("\ufffd", "?")
 
 
 def _timestamp(value: bytes) -> tuple[int, dt.datetime]:
@@ -41,7 +42,7 @@ def _table(value: bytes) -> tuple[int, common.FieldTable]:
     length = int.from_bytes(value[:4])
     try:
         return length + 4, dict(_entries(value[4 : length + 4]))
-    except (ValueError, IndexError, struct.error, KeyError, OverflowError):
+    except (ValueError, IndexError, struct.error, KeyError, OverflowError, RecursionError, TypeError):
         return length + 4, {}
 
 

@@ -88,7 +88,8 @@ class Link:
             finally:
                 attempt.cancel()
                 await asyncio.wait({attempt})
-            if (errors := attempt.result()) is not None:
+            # The library cancels whoever waits for a connection that it closes; then there is no result.
+            if not attempt.cancelled() and (errors := attempt.result()) is not None:
                 self._lost(errors)
             await asyncio.sleep(self._pause())
 

@@ -148,6 +148,7 @@ class LogPublisher:
             await asyncio.sleep(_AGAIN)
 
     def _drop(self, line: _Line, batch: Batch) -> None:
-        if batch.seq is not None:
-            line.lost = True
-        self.dropped(sum(len(text.text) for text in batch.lines))
+        if batch.seq is None:
+            return  # shown live only; what is left out of the log itself is counted at its end
+        line.lost = True
+        self.dropped(batch.until_out - batch.out + batch.until_err - batch.err)
