@@ -91,7 +91,7 @@ def cancel_reason(body: bytes) -> str:
     """The reason in a cancel's body, at most 1 KiB; empty when there is none to be read."""
     try:
         told = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     reason = told.get("reason") if isinstance(told, dict) else None
     if not isinstance(reason, str):
