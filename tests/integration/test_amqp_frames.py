@@ -87,8 +87,8 @@ async def test_a_job_with_odd_properties_comes(
 
 @pytest.mark.parametrize(
     ("reply_to", "accepted"),
-    [(b"\xff" * 60, True), (b"\xff" * 100, False), (b"\xc3\xa9" * 100, True)],
-    ids=["short", "long once it is text", "long enough"],
+    [(b"\xff" * 200, True), (b"\xff" * 201, False), (b"\xc3\xa9" * 100, True)],
+    ids=["no text", "no text and too long", "text"],
 )
 async def test_a_reply_to_that_is_no_text_is_measured_as_it_will_be_sent(
     room: Room, side: Side, raw: RawPublisher, reply_to: bytes, *, accepted: bool
