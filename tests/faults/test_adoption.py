@@ -1,0 +1,187 @@
+"""The daemon is killed, or hands over, and its next life goes on with the jobs: none lost, none started twice."""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiodocker
+import pytest
+from tests.e2e.daemon import Daemon, Site, eventually, open_site
+from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
+from tests.services import Endpoint
+
+from runner.adapters.journal import open_journal
+
+pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+COUNTS = "i=0; while [ $i -lt 80 ]; do i=$((i+1)); echo line $i; sleep 0.1; done"
+STUBBORN = "trap 'echo no' TERM; while :; do sleep 0.1; done"
+AWAY = 4.0
+"""Seconds for which no daemon runs."""
+
+
+@pytest.fixture
+async def site(broker: Endpoint, engine: Endpoint, busybox_image: str, tmp_path: Path) -> AsyncIterator[Site]:
+    ns = f"a{secrets.token_hex(5)}"
+    async with open_site(broker=broker.url, engine=engine.url, image=busybox_image, folder=tmp_path, ns=ns) as site:
+        yield site
+
+
+@pytest.fixture
+async def acme(site: Site) -> AsyncIterator[Submitter]:
+    """A client that hears all of the site's daemons."""
+    async with site.daemon() as first:
+        await first.ready()
+        await first.stop()
+    async with open_submitter(site.broker, site.ns) as submitter:
+        yield submitter
+
+
+def written(job: Followed, stream: str = "out") -> str:
+    """The log, less what came twice; fails where a part is missing."""
+    text = ""
+    for batch in sorted(job.batches, key=lambda batch: int(batch["off"][stream])):
+        mine = (line for line in batch["lines"] if line["s"] == stream)
+        raw = "".join(line["m"] + ("" if line.get("p") else "\n") for line in mine)
+        begin = batch["off"][stream]
+        assert begin <= len(text), f"{begin - len(text)} bytes are missing before {raw!r}"
+        assert raw.startswith(text[begin : begin + len(raw)]), (text[begin:], raw)
+        text += raw[len(text) - begin :]
+    return text
+
+
+def distinct(job: Followed, kind: str) -> list[dict[str, Any]]:
+    """The events of that kind; one that came twice under the same id counts once."""
+    by_id = {key: event for key, event in zip(job.message_ids, job.events, strict=True) if event["event"] == kind}
+    return list(by_id.values())
+
+
+def only(job: Followed, kind: str) -> dict[str, Any]:
+    """The one event of that kind."""
+    (event,) = distinct(job, kind)
+    return event
+
+
+async def leave(daemon: Daemon, *, how: str) -> None:
+    """End the daemon's life; its jobs run on."""
+    if how == "kill":
+        await daemon.kill()
+        return
+    daemon.terminate()
+    assert await daemon.exited() == 0
+    assert daemon.faults() == []
+
+
+@pytest.mark.parametrize("how", ["kill", "hand over"])
+async def test_jobs_go_on_in_the_next_life(site: Site, acme: Submitter, how: str) -> None:
+    limits = {"timeout": "4s", "grace": "1s"}
+    async with site.daemon(worker__restart="adopt") as first:
+        await first.ready()
+        counter = await acme.submit(sh(f"echo started; {COUNTS}; printf end; exit 3"))
+        silent = await acme.submit(sh(f"echo started >&2; sleep {AWAY + 4}; exit 4"))
+        gone = await acme.submit(sh("echo started; sleep 3; echo done; printf 42 > $JOB_OUTPUT_FILE"))
+        late = await acme.submit(sh(f"echo started; {STUBBORN}"), limits=limits)
+        stopped = await acme.submit(sh(f"echo started; {STUBBORN}"), limits={"grace": "2s"})
+        jobs = [counter, silent, gone, late, stopped]
+        for job in jobs:
+            await job.event("started")
+        await stopped.wrote("started\n")
+        await acme.cancel(stopped, "enough")
+        await stopped.event("stopping")
+        running = set(await site.containers())
+        await leave(first, how=how)
+        assert set(await site.containers()) == running
+    await asyncio.sleep(AWAY)
+    async with site.daemon(worker__restart="adopt") as second:
+        await second.ready()
+        for job in jobs:
+            await job.event("finished")
+        metrics = await second.metrics()
+        assert metrics["runner_leases_adopted_total"] == len(jobs)
+        await second.clean()
+        await second.stop()
+    for job in jobs:
+        assert only(job, "started")["attempt"] == only(job, "finished")["attempt"] == 1
+        assert only(job, "finished")["logs"]["complete"] is True
+        assert only(job, "claimed")["claim"] == only(job, "finished")["claim"]
+        assert (written(job) + written(job, "err")).count("started") == 1
+    counter.ended("failed", exit_code=3)
+    assert written(counter) == "started\n" + "".join(f"line {number}\n" for number in range(1, 81)) + "end"
+    silent.ended("failed", exit_code=4)
+    gone.ended("succeeded", exit_code=0, output=42)
+    assert gone.result["seconds"]["run"] < AWAY
+    late.ended("timed_out", signal=9)
+    stopped.ended("cancelled", signal=9, reason="enough")
+    assert await site.messages() == {}
+
+
+async def test_a_container_without_a_lease_is_removed(site: Site, acme: Submitter) -> None:
+    async with site.daemon(worker__lease="5s") as first:
+        await first.ready()
+        job = await acme.submit(sh("echo started; sleep 1000"))
+        await job.event("started")
+        await first.kill()
+    assert await acme.purge(f"w.{site.ns}.lease") == 1
+    async with site.daemon(worker__lease="5s") as second:
+        await second.ready()
+        assert len(await site.containers()) == 1
+
+        async def empty() -> bool:
+            return not await site.containers() and not site.job_folders
+
+        await eventually(empty, "the container is gone", 20)
+        await second.stop()
+    assert job.kinds == ["claimed", "started"]
+
+
+async def test_a_lease_without_a_container_is_a_lost_attempt(site: Site, acme: Submitter) -> None:
+    async def written_down() -> bool:
+        async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
+            return [claim.container for claim in await journal.open_claims()] != [None]
+
+    async with site.daemon() as first:
+        await first.ready()
+        job = await acme.submit(sh("echo started; sleep 2"))
+        await job.event("started")
+        await eventually(written_down, "the container is on record")
+        await first.kill()
+    async with aiodocker.Docker(url=site.engine) as docker:
+        for name in await site.containers():
+            await docker.containers.container(name).delete(force=True)
+    async with site.daemon() as second:
+        await second.ready()
+        await job.event("finished")
+        await second.stop()
+    assert only(job, "retrying")["outcome"] == "lost"
+    assert [event["attempt"] for event in job.events if event["event"] == "started"] == [1, 2]
+    job.ended("succeeded", exit_code=0)
+
+
+async def test_killed_again_and_again_no_job_is_lost(site: Site, acme: Submitter) -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")  # noqa: T201 - shown when the test fails
+    chance = random.Random(seed)  # noqa: S311
+    jobs: list[Followed] = []
+    for life in range(15):
+        async with site.daemon() as daemon:
+            await daemon.ready()
+            for _ in range(2):
+                seconds, code = round(chance.uniform(0, 2), 2), chance.choice([0, 3])
+                jobs.append(await acme.submit(sh(f"echo started; sleep {seconds}; echo life {life}; exit {code}")))
+            await asyncio.sleep(chance.uniform(0, 2))
+            await daemon.kill()
+    async with site.daemon() as daemon:
+        await daemon.ready()
+        for job in jobs:
+            await job.event("finished", timeout=60)
+        await daemon.clean()
+        await daemon.stop()
+    assert await site.messages() == {}
+    for job in jobs:
+        assert distinct(job, "finished")[0]["outcome"] in ("succeeded", "failed"), job.events
+        # Between the lease's confirm and the ack of the delivery are milliseconds in which a crash makes two of a job.
+        assert len(distinct(job, "finished")) <= 1 + job.kinds.count("lost"), job.events
