@@ -175,9 +175,9 @@ class RetryMessage(_Wire):
     """When the job is started again after it ended badly."""
 
     max: Annotated[StrictInt, Field(ge=0, le=100)] = 0
-    delay: Wait = timedelta(seconds=10)
+    delay: Annotated[Wait, Field(json_schema_extra={"default": "10s"})] = timedelta(seconds=10)
     factor: Annotated[Number, Field(ge=1, le=100)] = 2.0
-    max_delay: Wait = timedelta(minutes=10)
+    max_delay: Annotated[Wait, Field(json_schema_extra={"default": "10m"})] = timedelta(minutes=10)
     on: list[Annotated[StrictStr, AfterValidator(_reason)]] = ["failed", "oom_killed", "timed_out"]
 
 

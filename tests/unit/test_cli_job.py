@@ -72,6 +72,11 @@ def test_every_option_has_its_field() -> None:
     assert route == {"tenant": "t", "pool": "big", "priority": "high"}
 
 
+def test_options_that_make_a_job_wait_or_start_again() -> None:
+    message, _ = parsed("--stack", "s", "--retries", "3", "--delay", "10m", "--unique", "1h", "--fence")
+    assert message == {"stack": "s", "retry": {"max": 3}, "delay": "10m", "unique": "1h", "fence": True}
+
+
 def test_options_of_the_command_are_the_commands_own() -> None:
     message, _ = parsed("--stack", "busybox", "sh", "-c", "ls --env", "--stack", "x")
     assert message["command"] == ["sh", "-c", "ls --env", "--stack", "x"]

@@ -25,7 +25,7 @@ _LIMITS = {
     "grace": "How long it has after SIGTERM, for example 10s.",
     "log_bytes": "The most log that is kept, for example 4m.",
 }
-_FIELDS = ("id", "name", "stack", "start_within")
+_FIELDS = ("id", "name", "stack", "start_within", "delay", "unique")
 
 
 def _pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -101,6 +101,10 @@ _JOB = (
         for name, text in _LIMITS.items()
     ),
     click.option("--start-within", metavar="TIME", callback=_quantity, help="Not started by then: it expires."),
+    click.option("--retries", type=int, help="How often it is started again when it fails."),
+    click.option("--delay", metavar="TIME", callback=_quantity, help="Not before then: seconds, or for example 10m."),
+    click.option("--unique", metavar="TIME", callback=_quantity, help="No second job of this --id starts for so long."),
+    click.option("--fence", is_flag=True, default=None, help="Rather stop it than risk that it runs twice."),
     click.argument("command", nargs=-1, type=click.UNPROCESSED),
 )
 
@@ -128,6 +132,10 @@ def job_message(message: Mapping[str, Any], command: tuple[str, ...], options: M
     """
     merged = dict(message)
     merged |= {field: options[field] for field in (*_FIELDS, "payload", "stdin") if options[field] is not None}
+    if options["fence"]:
+        merged["fence"] = True
+    if options["retries"] is not None:
+        _merge(merged, "retry", {"max": options["retries"]})
     for field in ("env", "labels"):
         _merge(merged, field, options[field])
     _merge(merged, "limits", {name: options[name] for name in _LIMITS if options[name] is not None})
