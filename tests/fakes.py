@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 from tests.fake_engine import RUNS, FakeContainer, FakeEngine, Script
 from tests.fake_journal import FakeJournal
@@ -340,15 +341,19 @@ class FakeEvents:
     def __init__(self, diary: Diary | None = None) -> None:
         self.diary = diary or Diary()
         self.published: list[Event] = []
-        self.bodies: list[dict[str, object]] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.replies: list[dict[str, Any]] = []
         self.confirms = asyncio.Event()
         self.confirms.set()
 
     async def publish(self, event: Event) -> None:
         notice = encode_event(event)
-        self.bodies.append(json.loads(notice.body.encode(), parse_constant=_refuse))
+        body = json.loads(notice.body.encode(), parse_constant=_refuse)
+        self.bodies.append(body)
         self.published.append(event)
         await self.confirms.wait()
+        if notice.reply is not None:
+            self.replies.append(body)
         await asyncio.sleep(0)
         self.diary.note(f"{event.kind} {_id(event)}")
 
@@ -379,11 +384,12 @@ class FakeLogSink:
     def __init__(self, diary: Diary | None = None) -> None:
         self.diary = diary or Diary()
         self.batches: list[Batch] = []
+        self.bodies: list[dict[str, Any]] = []
         self.forgotten: list[str] = []
         self.stuck = False
 
     def offer(self, batch: Batch) -> None:
-        json.loads(encode_batch(batch))
+        self.bodies.append(json.loads(encode_batch(batch)))
         self.batches.append(batch)
 
     async def room(self, claim: str) -> None:
