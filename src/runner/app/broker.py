@@ -205,4 +205,5 @@ def _link(settings: Settings, metrics: Metrics, role: str, publisher: Publisher)
         pulse=Pulse(settings.amqp.heartbeat),
         observer=metrics,
         users=(publisher.use,),
+        publishes=True,
     )

@@ -58,7 +58,8 @@ class SessionOver(BrokerError):
 class Link:
     """A connection in one role (`consume`, `publish`, `logs`), kept up.
 
-    `enter` is awaited on each new connection before its users start.
+    `enter` is awaited on each new connection before its users start. One that `publishes` is not asked whether the
+    broker is there: short of memory or disk, the broker answers nothing on it, but goes on with its heartbeats.
     """
 
     urls: Sequence[str]
@@ -68,6 +69,7 @@ class Link:
     observer: LinkObserver
     users: Sequence[User]
     enter: User | None = None
+    publishes: bool = False
     fault: str | None = None
     since: float | None = None
     _tries: int = field(default=0)
@@ -154,12 +156,16 @@ class Link:
         """Opening a channel is a round trip that proves both directions; a peer that says nothing ends the session."""
         while True:
             await asyncio.sleep(self.pulse.period)
-            asked = self.pulse.clock()
-            async with asyncio.timeout(_PROBE_TIMEOUT):
-                channel = await connection.channel(publisher_confirms=False)
-                await channel.close()
-            self.pulse.asked = asked
+            if not self.publishes:
+                await self._ask(connection)
             self._tries = 0
+
+    async def _ask(self, connection: AbstractConnection) -> None:
+        asked = self.pulse.clock()
+        async with asyncio.timeout(_PROBE_TIMEOUT):
+            channel = await connection.channel(publisher_confirms=False)
+            await channel.close()
+        self.pulse.asked = asked
 
 
 async def _use(user: User, connection: AbstractConnection) -> None:

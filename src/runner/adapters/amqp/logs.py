@@ -137,7 +137,7 @@ class LogPublisher:
         route = key if batch.seq is not None else f"{key}.live"
         while True:
             try:
-                await self.publisher.publish(self.names.logs, route, message, mandatory=False)
+                await self.publisher.publish(self.names.logs, route, message, mandatory=False, timeout=None)
                 line.unsure.discard(batch.seq or 0)
             except BrokerError:
                 if batch.seq is None or batch.claim not in self._lines:

@@ -45,7 +45,13 @@ class Publisher:
         await self._open.wait()
 
     async def publish(
-        self, exchange: str, routing_key: str, message: aio_pika.Message, *, mandatory: bool, timeout: float = 10
+        self,
+        exchange: str,
+        routing_key: str,
+        message: aio_pika.Message,
+        *,
+        mandatory: bool,
+        timeout: float | None = 10,
     ) -> None:
         """Return when the broker has confirmed the message.
 
@@ -76,11 +82,14 @@ class Publisher:
     async def publish_surely(
         self, exchange: str, routing_key: str, message: aio_pika.Message, *, mandatory: bool
     ) -> None:
-        """Publish again and again, always the same message, until the broker has confirmed it."""
+        """Publish again and again, always the same message, until the broker has confirmed it.
+
+        As long as the connection lives, an answer that does not come is only late: a second copy would be one too many.
+        """
         while True:
             await self._open.wait()
             try:
-                await self.publish(exchange, routing_key, message, mandatory=mandatory)
+                await self.publish(exchange, routing_key, message, mandatory=mandatory, timeout=None)
             except BrokerError as error:
                 log.warning("a publish has to be repeated", extra={"exchange": exchange, "fault": str(error)})
             else:
