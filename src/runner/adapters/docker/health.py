@@ -45,6 +45,9 @@ class EngineHealth:
 
     def _set(self, *, up: bool, why: str) -> None:
         if up != self.up:
-            log.log(logging.INFO if up else logging.WARNING, "engine is %s", "up" if up else "down", extra={"why": why})
+            if up:
+                log.info("engine answers")
+            else:
+                log.warning("engine does not answer", extra={"why": why})
             self.up = up
             self.changed(up, why)
