@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import pytest
 from runner.adapters.journal import KEPT, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.errors import ConfigError
-from runner.job import JobKey
-from runner.ports import ClaimRecord, OpenClaim
+from runner.job import Choices, JobKey, Limits, Stack, StopReason
+from runner.ports import ClaimRecord, LogPosition, OpenClaim
 
 KEY = JobKey(tenant="acme", id="one")
 START = datetime(2030, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -69,6 +70,40 @@ async def test_what_was_written_is_there_in_the_next_life(state_dir: Path) -> No
             OpenClaim(record=record("late", START + timedelta(seconds=1)), lives=0),
         )
         assert await journal.finished_lately(KEY, timedelta(minutes=10))
+
+
+async def test_what_a_later_life_needs_to_go_on_is_there(state_dir: Path) -> None:
+    stack = Stack(name="busybox", revision="1", image="sha256:" + 64 * "0", env={"A": "b"})
+    choices = Choices(stack=stack, command=("sleep", "9"), limits=Limits(timeout=timedelta(minutes=3)))
+    planned = replace(record("c1"), choices=choices)
+    async with open_journal(state_dir, now) as journal:
+        await journal.claimed(planned)
+        await journal.stopping("c1", StopReason.CANCELLED, "enough")
+        await journal.logged("c1", LogPosition(out=1, err=2, seq=3))
+        await journal.adopted("c1")
+        await journal.renew()
+
+    async with open_journal(state_dir, now) as journal:
+        [claim] = await journal.open_claims()
+        assert claim == OpenClaim(
+            record=planned,
+            lives=1,
+            stop=StopReason.CANCELLED,
+            stop_detail="enough",
+            logged=LogPosition(out=1, err=2, seq=3),
+        )
+        assert await journal.renewed() == START
+
+
+async def test_what_ended_lately_is_known_by_its_container(state_dir: Path) -> None:
+    async with open_journal(state_dir, now) as journal:
+        assert await journal.renewed() == datetime(1970, 1, 1, tzinfo=UTC)
+        for claim in ("open", "over"):
+            await journal.claimed(record(claim))
+        await journal.ended("over", finished=True)
+    async with open_journal(state_dir, lambda: START + timedelta(minutes=5)) as journal:
+        assert await journal.ended_lately(timedelta(minutes=5)) == {"runner-w-over"}
+        assert await journal.ended_lately(timedelta(minutes=4)) == frozenset()
 
 
 async def test_nothing_is_lost_when_the_daemon_is_killed_in_the_middle_of_writing(state_dir: Path) -> None:

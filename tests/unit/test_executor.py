@@ -460,6 +460,44 @@ async def test_the_time_that_a_job_ran_under_an_earlier_life_counts() -> None:
     assert result.verdict.outcome is Outcome.TIMED_OUT
 
 
+async def test_a_job_that_ended_in_time_has_not_timed_out_however_late_that_is_seen() -> None:
+    house = House(*RUNS, limits=Limits(timeout=LONG, grace=SHORT))
+    await adopted(house)
+    house.container.ended = ended = house.container.started + timedelta(seconds=1)
+    house.container.finish(Exit(code=0, complete=True))
+    house.clock.now = NOW + 2 * LONG
+    result = await house.result()
+    assert (result.verdict.outcome, result.times.ended) == (Outcome.SUCCEEDED, ended)
+    assert house.stops() == []
+
+
+async def test_the_deadline_on_record_holds_where_the_start_is_not_known() -> None:
+    house = House(*RUNS, limits=Limits(timeout=LONG, grace=SHORT))
+    await adopted(house)
+    began = house.container.started
+    house.container.started = began + LONG
+    house.clock.now = began + LONG
+    result = await house.result()
+    assert (result.verdict.outcome, result.times.started) == (Outcome.TIMED_OUT, began)
+
+
+async def test_a_job_that_no_life_has_started_is_started() -> None:
+    house = House(*ENDS)
+    house.earlier = OpenClaim(record=house.record, lives=1)
+    result = await house.result()
+    assert result.verdict.outcome is Outcome.SUCCEEDED
+    assert house.engine.launched == [house.attempt.container_name]
+    assert house.engine.discarded == [house.attempt.container_name]
+    assert EventKind.STARTED in house.events.kinds("job-1")
+
+
+async def test_a_job_that_life_after_life_has_not_started_is_lost() -> None:
+    house = House(*ENDS)
+    house.earlier = OpenClaim(record=house.record, lives=3)
+    assert (await house.result()).verdict.outcome is Outcome.LOST
+    assert house.engine.launched == []
+
+
 async def test_a_job_whose_container_is_gone_is_lost() -> None:
     house = House(*RUNS)
     house.earlier = OpenClaim(record=house.record, lives=0, container="f" * 64)
