@@ -252,7 +252,16 @@ def link(
     urls = [url] if isinstance(url, str) else url
     observer = counts or Counts()
     pulse = pulse or Pulse(heartbeat)
-    return Link(urls=urls, name="w1", role=role, pulse=pulse, observer=observer, users=users, enter=enter)
+    return Link(
+        urls=urls,
+        name="w1",
+        role=role,
+        pulse=pulse,
+        observer=observer,
+        users=users,
+        enter=enter,
+        publishes=role == "publish",
+    )
 
 
 @asynccontextmanager
