@@ -125,7 +125,11 @@ async def test_a_container_without_a_lease_is_removed(site: Site, acme: Submitte
         job = await acme.submit(sh("echo started; sleep 1000"))
         await job.event("started")
         await first.kill()
-    assert await acme.purge(f"w.{site.ns}.lease") == 1
+
+    async def purged() -> bool:
+        return await acme.purge(f"w.{site.ns}.lease") == 1
+
+    await eventually(purged, "the broker has the lease back, and loses it")
     async with site.daemon(worker__lease="5s") as second:
         await second.ready()
         assert len(await site.containers()) == 1
