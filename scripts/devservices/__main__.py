@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable
 
 from scripts.devservices import Broker, Engine, ServiceError
-from scripts.devservices.shared import delete, exclusive, shared_broker, shared_engine, start
+from scripts.devservices.shared import delete, exclusive, keep, shared_broker, shared_engine, start
 
 
 def environment(broker: Broker, engine: Engine) -> str:
@@ -43,6 +43,8 @@ def main() -> int:
         if command == "start":
             with exclusive():
                 asyncio.run(both(start(broker), start(engine)))
+                keep(broker)
+                keep(engine)
         if command in {"stop", "clean"}:
             with exclusive():
                 asyncio.run(both(broker.stop(), engine.stop()))

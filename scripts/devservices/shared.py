@@ -3,8 +3,9 @@
 import fcntl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO
 
 from scripts.devservices.broker import Broker
 from scripts.devservices.engine import Engine
@@ -46,10 +47,44 @@ def delete() -> None:
 
 @asynccontextmanager
 async def borrowed(service: Broker | Engine) -> AsyncIterator[str]:
-    """The URL of a shared service, which runs in here, and afterwards only if it did before."""
-    async with AsyncExitStack() as stack:
+    """The URL of a shared service, which runs in here.
+
+    It runs on if it ran before the first of those who borrow it at the same time; else the last one stops it.
+    """
+    DEV.mkdir(parents=True, exist_ok=True)
+    with _users(service).open("w") as users:
         with exclusive():
             if service.process is None:
-                stack.push_async_callback(service.stop)
+                _borrowers_own(service).touch()
             await start(service)
-        yield service.url
+            fcntl.flock(users, fcntl.LOCK_SH)
+        try:
+            yield service.url
+        finally:
+            with exclusive():
+                if _is_last(users) and _borrowers_own(service).exists():
+                    _borrowers_own(service).unlink()
+                    await service.stop()
+
+
+def keep(service: Broker | Engine) -> None:
+    """Whoever borrows the service leaves it running: somebody has asked for it apart from them."""
+    _borrowers_own(service).unlink(missing_ok=True)
+
+
+def _users(service: Broker | Engine) -> Path:
+    return DEV / f"{service.folder.name}.users"
+
+
+def _borrowers_own(service: Broker | Engine) -> Path:
+    """A file that is there while the service runs for its borrowers only."""
+    return DEV / f"{service.folder.name}.borrowed"
+
+
+def _is_last(users: IO[str]) -> bool:
+    """Whether nobody else borrows; the lock is then ours alone."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
