@@ -20,7 +20,6 @@ MESSAGES = int(os.environ.get("RUNNER_FUZZ_MESSAGES", "600"))
 
 # No stack of this name exists, so that even what is a job after its mutation runs nothing.
 JOB = {
-    "id": "fuzz",
     "stack": "no-such-stack",
     "command": ["sh", "-c", "echo hi"],
     "env": {"A": "b"},
@@ -35,7 +34,8 @@ def mutated(chance: random.Random) -> bytes:
     """A job's message with some bytes changed, cut out or put in; or bytes that never were one."""
     if chance.random() < 0.2:
         return chance.randbytes(chance.randrange(300))
-    body = bytearray(json.dumps(JOB).encode())
+    # Each its own id: of two jobs with one id the second is a duplicate, which is told and not buried.
+    body = bytearray(json.dumps({"id": f"fuzz-{chance.randbytes(8).hex()}", **JOB}).encode())
     for _ in range(chance.randrange(1, 8)):
         at, span = chance.randrange(len(body)), chance.randrange(6)
         body[at : at + span] = chance.choice((chance.randbytes(span), b'"', b"{}", b"null", b"-1e999", b"\\u0000", b""))
