@@ -112,9 +112,11 @@ def _failed(plan: Plan, end: Exit) -> Verdict:
         output = None  # it failed anyway, and says why by other means
     outcome, reason = Outcome.FAILED, _end_sentence(end)
     if end.oom_kills > 0:
-        limit = format_size(plan.limits.memory)
-        outcome = Outcome.OOM_KILLED
-        reason = f"a process was killed for using more than {limit} of memory, the limit; raise limits.memory"
+        outcome, reason = Outcome.OOM_KILLED, _memory_sentence(plan, end)
+    elif end.signal == signal.SIGXFSZ:
+        outcome = Outcome.DISK_LIMIT
+        limit = format_size(plan.limits.disk)
+        reason = f"was ended by SIGXFSZ for a file longer than {limit}, its disk limit; raise limits.disk"
     elif end.disk_full is not None:
         outcome = Outcome.DISK_LIMIT
         reason = f"failed while {end.disk_full}; raise limits.disk"
@@ -127,6 +129,14 @@ def _failed(plan: Plan, end: Exit) -> Verdict:
         oom_seen=end.oom_kills > 0,
         output=output,
     )
+
+
+def _memory_sentence(plan: Plan, end: Exit) -> str:
+    """Its files are memory, too: where they were what filled it, more memory for processes would not help."""
+    if end.disk_full is not None:
+        return f"a process was killed for memory while {end.disk_full}; its files count as memory: raise limits.disk"
+    limit = format_size(plan.limits.memory)
+    return f"a process was killed for using more than {limit} of memory, the limit; raise limits.memory"
 
 
 def _end_sentence(end: Exit) -> str:

@@ -9,6 +9,8 @@ from runner.init.wire import Description
 from runner.job import OUTPUT_MAX, Attempt
 
 _PAGE = 4096
+_RLIMIT_MSGQUEUE = 12
+"""See getrlimit(2); Python has no name for it."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -27,6 +29,8 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
             resource.RLIMIT_FSIZE: max(plan.limits.disk + plan.limits.scratch, OUTPUT_MAX) + _PAGE,
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_NOFILE: OPEN_FILES,
+            # The kernel counts message queues by user, and all jobs are one: nobody's neighbour may use them up.
+            _RLIMIT_MSGQUEUE: 0,
         },
         places=PLACES,
     )

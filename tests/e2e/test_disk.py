@@ -1,0 +1,97 @@
+"""What a job writes is bounded wherever it can write: bytes and files."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from scripts.devservices.process import as_root
+from tests.e2e.conftest import OpenSite
+from tests.e2e.daemon import eventually
+from tests.e2e.submitter import Submitter, open_submitter, sh
+
+pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+MIB = 2**20
+LIMIT = 4 * MIB
+
+WRITABLE = r"""
+for place in $(cut -d" " -f2 /proc/mounts | sort -u); do
+    case $place in /proc/*|/sys/*) continue;; esac
+    if [ -d "$place" ]; then ( : >"$place/probe" ) 2>/dev/null && echo "$place"
+    elif [ -f "$place" ]; then ( : >>"$place" ) 2>/dev/null && echo "$place"; fi
+done
+exit 0
+"""
+
+
+async def test_there_is_no_other_place_to_write_to(acme: Submitter) -> None:
+    job = await acme.run(sh(WRITABLE))
+    job.ended("succeeded", blame="none", exit_code=0)
+    assert job.text().split() == ["/dev/shm", "/job/output", "/job/progress", "/tmp", "/work"]  # noqa: S108
+
+
+@pytest.mark.parametrize("place", ["/work", "/tmp", "/dev/shm"])  # noqa: S108
+async def test_no_place_takes_more_bytes_than_the_limit(acme: Submitter, place: str) -> None:
+    job = await acme.run(sh(f"head -c 16m /dev/zero >{place}/big; wc -c <{place}/big; exit 9"))
+    job.ended("disk_limit", blame="job", exit_code=9, reason=f"{place} was full (4 MiB); raise limits.disk")
+    assert int(job.text()) == LIMIT
+
+
+@pytest.mark.parametrize("place", ["/work", "/tmp"])  # noqa: S108
+async def test_no_place_takes_more_files_than_the_limit(acme: Submitter, place: str) -> None:
+    job = await acme.run(sh(f"cd {place}; seq 2000 | xargs touch 2>/dev/null; ls | wc -l; exit 9"))
+    job.ended("disk_limit", blame="job", exit_code=9, reason=f"{place} had no room for another file (it had 1024)")
+    assert 1000 < int(job.text()) < 1024
+
+
+@pytest.mark.parametrize("name", ["output", "progress"])
+async def test_the_files_on_the_hosts_disk_cannot_grow_over_the_limit(acme: Submitter, name: str) -> None:
+    job = await acme.run(sh(f"head -c 16m /dev/zero >/job/{name}; wc -c </job/{name}; exit 9"))
+    assert job.result["exit_code"] == 9
+    assert LIMIT <= int(job.text()) <= LIMIT + 4096
+
+
+async def test_nobody_uses_up_the_message_queues_of_all(acme: Submitter) -> None:
+    job = await acme.run(sh("touch /dev/mqueue/mine 2>&1; ls -A /dev/mqueue"))
+    assert job.text() == "touch: /dev/mqueue/mine: Too many open files\n"
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of that size at the folder."""
+    options = f"size={size},mode=0700,uid={os.geteuid()}"
+    subprocess.run(as_root("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)), check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(as_root("umount", "--lazy", str(folder)), check=True)
+
+
+async def test_no_job_is_taken_while_the_disk_is_nearly_full(at: OpenSite, tmp_path: Path) -> None:
+    async with at(tmp_path) as site:
+        with small_disk(site.state_dir, "64m"):
+            async with site.daemon(capacity__disk_free="32m") as daemon:
+                await daemon.ready()
+                async with open_submitter(site.broker, site.ns) as acme:
+                    filler = site.state_dir / "filler"
+                    await asyncio.to_thread(filler.write_bytes, bytes(40 * MIB))
+
+                    async def full() -> bool:
+                        return any(problem.startswith("disk: ") for problem in await daemon.problems())
+
+                    await eventually(full, "the worker says that the disk is full")
+                    job = await acme.submit(["true"])
+
+                    async def waits() -> bool:
+                        return await acme.waiting("q.default.normal") == 1
+
+                    await eventually(waits, "the job waits in the broker")
+                    assert job.events == []
+                    filler.unlink()
+                    await job.finished()
+                    job.ended("succeeded", blame="none", exit_code=0)
+                await daemon.stop()
