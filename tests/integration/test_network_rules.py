@@ -254,3 +254,13 @@ def test_an_opened_private_range_is_reached_and_another_one_is_not(site: Site) -
 
     assert site.reaches("a", PRIVATE, 80, "out")
     assert not site.reaches("a", "10.77.1.2", 80, "c")
+
+
+def test_a_job_cannot_fill_the_table_of_connections(site: Site) -> None:
+    site.apply(Rules(table=RULES.table, segments=(WIDE,), connections=1, isolation=Isolation.ADDRESS))
+    try:
+        assert site.hears("a", PUBLIC, "out")
+        assert not site.hears("a", OTHER, "out")
+        assert site.hears("b", OTHER, "out")
+    finally:
+        site.remove(RULES)
