@@ -146,6 +146,46 @@ async def test_an_answer_that_makes_no_sense(tmp_path: Path) -> None:
         assert log.failures["create", "garbled"] == 1
 
 
+async def info(client: EngineClient) -> object:
+    return await client.info()
+
+
+async def labelled(client: EngineClient) -> object:
+    return await client.labelled("a=b")
+
+
+@pytest.mark.parametrize(
+    ("call", "operation", "answer"),
+    [
+        (info, "info", "{}"),
+        (info, "info", "[]"),
+        (info, "info", '{"NCPU": 2}'),
+        (info, "info", '{"NCPU": null, "MemTotal": 5}'),
+        (info, "info", '{"NCPU": 1e999, "MemTotal": 5}'),
+        (labelled, "list", "{}"),
+        (labelled, "list", "null"),
+        (labelled, "list", "[{}]"),
+        (labelled, "list", '["a"]'),
+        (labelled, "list", '[{"Id": "a", "Names": [5], "Created": 5}]'),
+        (labelled, "list", '[{"Id": "a", "Names": ["/x"]}]'),
+        (inspect, "inspect", "{}"),
+        (inspect, "inspect", "[]"),
+        (inspect, "inspect", '{"Id": "a", "State": {}}'),
+        (inspect, "inspect", '{"Id": "a", "State": null, "Config": {}}'),
+        (create, "create", "{}"),
+    ],
+)
+async def test_an_answer_that_lacks_what_we_need(tmp_path: Path, call: Call, operation: str, answer: str) -> None:
+    async def odd(_request: web.Request) -> web.Response:
+        return web.Response(text=answer, content_type="application/json")
+
+    async with answering(tmp_path, odd) as (client, log):
+        with pytest.raises(EngineError, match=f"the engine's answer to {operation} makes no sense") as raised:
+            await call(client)
+        assert type(raised.value) is EngineError
+        assert dict(log.failures) == {(operation, "garbled"): 1}
+
+
 async def test_an_answer_that_breaks_off(tmp_path: Path) -> None:
     async def broken(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100", "Content-Type": "application/json"})

@@ -67,6 +67,9 @@ TIME_LIMITS: Mapping[Operation, timedelta] = {
 }
 """Sized for an engine under load: a start alone takes seconds when many go on at once."""
 
+_NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
+"""What an answer raises that is broken JSON, or JSON of another shape than ours."""
+
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
 
@@ -125,14 +128,7 @@ class EngineClient:
 
     async def info(self) -> EngineInfo:
         """What the engine says of itself."""
-        said = await self._call(Operation.INFO, self._docker.system.info)
-        return EngineInfo(
-            version=str(said.get("ServerVersion", "")),
-            cpus=int(said["NCPU"]),
-            memory=Bytes(int(said["MemTotal"])),
-            cgroup_version=int(said.get("CgroupVersion") or 1),
-            runtimes=frozenset(said.get("Runtimes") or {}),
-        )
+        return await self._call(Operation.INFO, self._info)
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:
         """Make a container; its id. Raises `StartError` or `ImageMissing` as well."""
@@ -194,10 +190,12 @@ class EngineClient:
         return True
 
     async def inspect(self, container: str) -> dict[str, Any] | None:
-        """All there is to know of a container, by id or name; None if there is none."""
+        """All there is to know of a container, by id or name; None if there is none.
+
+        It has the keys `Id`, `State` and `Config` at least.
+        """
         try:
-            show = self._docker.containers.container(container).show
-            return await self._call(Operation.INSPECT, show, HTTPStatus.NOT_FOUND)
+            return await self._call(Operation.INSPECT, lambda: self._inspect(container), HTTPStatus.NOT_FOUND)
         except Refused as refusal:
             if refusal.status != HTTPStatus.NOT_FOUND:
                 raise
@@ -223,7 +221,38 @@ class EngineClient:
 
     async def labelled(self, label: str) -> Sequence[Listed]:
         """All containers with that label (`name=value`), whatever their state."""
-        found = await self._call(Operation.LIST, lambda: self._list(label))
+        return await self._call(Operation.LIST, lambda: self._list(label))
+
+    async def _ping(self) -> None:
+        async with self._pings.get("_ping") as response:
+            response.raise_for_status()
+            await response.read()
+
+    # What parses an answer is part of the request, so that `_call` hears of an answer that lacks what we need.
+
+    async def _info(self) -> EngineInfo:
+        said = await self._docker.system.info()
+        return EngineInfo(
+            version=str(said.get("ServerVersion", "")),
+            cpus=int(said["NCPU"]),
+            memory=Bytes(int(said["MemTotal"])),
+            cgroup_version=int(said.get("CgroupVersion") or 1),
+            runtimes=frozenset(said.get("Runtimes") or {}),
+        )
+
+    async def _inspect(self, container: str) -> dict[str, Any]:
+        said = await self._docker.containers.container(container).show()
+        if not (isinstance(said["Id"], str) and isinstance(said["State"], dict) and isinstance(said["Config"], dict)):
+            raise TypeError("Id, State or Config is of the wrong type")
+        return said
+
+    async def _list(self, label: str) -> list[Listed]:
+        # Not aiodocker's list: its containers hide what the engine said.
+        said = await self._docker._query_json(  # noqa: SLF001
+            "containers/json", params={"all": True, "filters": {"label": [label]}}
+        )
+        if not isinstance(said, list):
+            raise TypeError("not a list")  # an empty object must not pass for no containers
         return [
             Listed(
                 id=one["Id"],
@@ -231,20 +260,8 @@ class EngineClient:
                 created=float(one["Created"]),
                 running=one.get("State") == "running",
             )
-            for one in found
+            for one in said
         ]
-
-    async def _ping(self) -> None:
-        async with self._pings.get("_ping") as response:
-            response.raise_for_status()
-            await response.read()
-
-    async def _list(self, label: str) -> list[dict[str, Any]]:
-        # Not aiodocker's list: its containers hide what the engine said.
-        said = await self._docker._query_json(  # noqa: SLF001
-            "containers/json", params={"all": True, "filters": {"label": [label]}}
-        )
-        return list(said)
 
     async def _attach(self, container: str) -> Attachment:
         # Not aiodocker's stream: it pauses the container when nobody reads, and cannot end the input alone.
@@ -281,7 +298,7 @@ class EngineClient:
         try:
             async with asyncio.timeout(limit):
                 return await self._negotiated(request)
-        except (aiodocker.DockerError, aiohttp.ClientError, OSError, ValueError, TypeError, KeyError) as error:
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, *_NONSENSE) as error:
             failure, kind = _translated(operation, error)
             if not (isinstance(failure, Refused) and failure.status in expected):
                 self._observer.call_failed(operation, kind)
