@@ -7,15 +7,17 @@ from secrets import token_hex
 
 import pytest
 from aio_pika.abc import AbstractConnection
+from aio_pika.message import IncomingMessage
 from tests.integration.amqp_house import Room, Side, eventually, open_room, open_side
 from tests.proxy import Proxy
 from tests.services import Endpoint
 
 from runner.adapters.amqp import topology
+from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
 from runner.job import Job, Priority
-from runner.ports import Delivery, QueueKey
+from runner.ports import Delivery, QueueKey, Vanished
 
 pytestmark = pytest.mark.broker
 
@@ -304,3 +306,51 @@ async def test_a_lease_of_an_earlier_life_that_is_given_back_is_not_lost(room: R
             await asyncio.sleep(0.1)
             assert next_life.leases.orphans.empty()
     await room.holds(room.names.worker_lease("w1"), 1)
+
+
+async def test_nothing_is_claimed_over_a_connection_that_is_dead_and_looks_alive(room: Room, broker: Endpoint) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        await fill(room, 1)
+        side.intake.want(1)
+        first = await side.take()
+        wire.black_hole()
+        assert first.live
+        claiming = asyncio.create_task(first.claim("c1"))
+        await room.holds(room.names.worker_lease("w1"), 1)  # what it publishes does get through
+        await wire.cut()
+        wire.heal()
+        with pytest.raises(BrokerError):
+            await claiming
+        side.intake.want(1)
+        lease = await (await side.take()).claim("c2")
+        await lease.settle()
+        await room.holds(room.names.worker_lease("w1"), 0)
+        assert side.leases.orphans.empty()
+
+
+async def test_a_lease_outlives_an_ack_of_which_nobody_knows_whether_it_arrived(
+    room: Room, broker: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        await fill(room, 1)
+        side.intake.want(1)
+        delivery = await side.take()
+        assert isinstance(delivery, JobDelivery)
+        really_ack = IncomingMessage.ack
+
+        async def ack_and_break(message: IncomingMessage) -> None:
+            await really_ack(message)
+            if message is not delivery.message:
+                return
+            await room.holds(room.names.jobs(QueueKey(pool="default", priority=Priority.NORMAL)), 0)
+            await wire.cut()
+            raise ConnectionResetError
+
+        monkeypatch.setattr(IncomingMessage, "ack", ack_and_break)
+        with pytest.raises(BrokerError):
+            await delivery.claim("c1")
+        async with asyncio.timeout(20):
+            message = await side.leases.orphans.get()
+        orphan = side.desk.open_lease(message, message.ack)
+        assert (orphan.vanished, id_of(orphan)) == (Vanished(worker="w1", claim="c1"), id_of(delivery))
+        await orphan.drop()

@@ -12,7 +12,7 @@ from functools import partial
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, SessionOver, describe, until_closed
+from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, AckUnknown, SessionOver, describe, until_closed
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.share import Shares
 from runner.errors import BrokerError
@@ -49,6 +49,11 @@ class _Tap:
         async with asyncio.timeout(RPC_TIMEOUT):
             queue = await self.channel.get_queue(self.name, ensure=False)
             self.tag = await queue.consume(bring)
+
+    async def answers(self) -> None:
+        """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere."""
+        async with asyncio.timeout(RPC_TIMEOUT):
+            await self.channel.set_qos(prefetch_count=1)
 
     async def close(self) -> None:
         tag, self.tag = self.tag, None
@@ -202,9 +207,13 @@ class JobIntake:
         try:
             if tap.tag and tap.queue not in self._choose_after(tap):
                 await tap.close()
-            await message.ack()
+            await tap.answers()
         except BROKER_FAULTS as error:
             raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
+        try:
+            await message.ack()
+        except BROKER_FAULTS as error:
+            raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
         tap.busy_since = None
         self._changed.set()
 

@@ -82,6 +82,10 @@ class LeaseHold:
         """The job is settled, or somebody else's: ack what we have, and whatever copy still arrives."""
         await self.leases.forget(self)
 
+    def let_go(self) -> None:
+        """Renew it no more, and leave its copy where it is: the broker gives it out again."""
+        self.leases.let_go(self)
+
     async def taken_over(self) -> None:
         """Return when another worker has the job."""
         await self.taken.wait()
@@ -203,6 +207,10 @@ class Leases:
         """Ack the copy that is here; another one that is still on its way is acked when it arrives."""
         self._end(hold)
         await self._ack(hold.copy)
+
+    def let_go(self, hold: LeaseHold) -> None:
+        """Hold the lease no more; its copy comes with the next connection, an orphan like those of an earlier life."""
+        self._holds.pop(hold.claim, None)
 
     async def _declare(self, channel: AbstractChannel) -> None:
         """The worker's own queues: made by the worker, gone a week after their last use."""

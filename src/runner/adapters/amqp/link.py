@@ -54,6 +54,10 @@ class SessionOver(BrokerError):
     """The connection is gone, or one of its users failed."""
 
 
+class AckUnknown(BrokerError):
+    """The connection broke while an ack was being sent: the broker may have it or not."""
+
+
 @dataclass(slots=True)
 class Link:
     """A connection in one role (`consume`, `publish`, `logs`), kept up.
