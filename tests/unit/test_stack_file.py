@@ -40,7 +40,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         warm = 2
         smoke = ["true"]
         read_only = false
-        cap_add = ["SYS_ADMIN"]
+        cap_add = ["NET_RAW"]
         devices = ["/dev/fuse"]
         secrets = ["own", {name = "common", shared = true}]
         runtime = "crun"
@@ -58,7 +58,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert file.limits == LimitsRequest(memory=2**26, timeout=timedelta(seconds=5))  # type: ignore[arg-type]
     assert [(secret.name, secret.shared) for secret in file.secrets] == [("own", False), ("common", True)]
     assert (file.warm, file.smoke, file.read_only, file.runtime) == (2, ("true",), False, "crun")
-    assert (file.cap_add, file.devices, file.allow) == (("SYS_ADMIN",), ("/dev/fuse",), ("example.org:443",))
+    assert (file.cap_add, file.devices, file.allow) == (("NET_RAW",), ("/dev/fuse",), ("example.org:443",))
     assert file.log_flood is LogFlood.KILL
 
 
@@ -90,7 +90,9 @@ def test_a_user_is_a_name_or_numbers(tmp_path: Path, user: str, numbers: tuple[i
         ("warm = -1", "warm: -1 is too low; the least is 0"),
         ('cap_add = ["cap sys"]', 'cap_add[0]: "cap sys" has the wrong form'),
         ('cap_add = ["SYS_PTRACE"]', "cap_add[0]: SYS_PTRACE cannot be given"),
+        ('cap_add = ["SYS_ADMIN"]', "cap_add[0]: SYS_ADMIN cannot be given"),
         ('devices = ["fuse"]', 'devices[0]: "fuse" has the wrong form'),
+        ('devices = ["/dev/../etc/shadow"]', 'devices[0]: "/dev/../etc/shadow" has the wrong form'),
         ('secrets = [{name = "a", share = true}]', 'secrets[0].share: is unknown; did you mean "shared"?'),
         ('secrets = ["../x"]', 'secrets[0].name: "../x" has the wrong form'),
         ('log_flood = "drop"', "log_flood: \"drop\" is none of 'truncate' or 'kill'"),

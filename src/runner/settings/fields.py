@@ -167,11 +167,14 @@ def _range(value: object) -> IPv4Network:
 def _source(value: str) -> str:
     try:
         parts = urlsplit(value)
+        known_port = parts.port is None or parts.port > 0
     except ValueError:
-        parts = urlsplit("")
-    if parts.scheme == "https" and parts.hostname and "@" not in parts.netloc and parts.path.endswith("/"):
+        parts, known_port = urlsplit(""), False
+    plain = not any(mark in value for mark in "?#%\\") and not {".", ".."} & set(parts.path.split("/"))
+    folder = plain and parts.path.startswith("/") and parts.path.endswith("/")
+    if folder and known_port and parts.scheme == "https" and parts.hostname and "@" not in parts.netloc:
         return value
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and parts.path.endswith("/"):
+    if folder and parts.scheme == "file" and not parts.netloc:
         return value
     raise ValueError(f"{quoted(value)} is not a source of code; write https://host/path/ or file:///folder/")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import ConfigError, DeferredError, RejectedError
-from runner.job import Stack, StackRef
+from runner.job import Network, Stack, StackRef
 from runner.stacks import names
 from runner.stacks.file import FILE, LogFlood, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
@@ -116,6 +116,7 @@ class Catalog:
         file = self._file(name)
         if file.runtime not in self._runtimes:
             raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
+        _check_supported(file)
         return _stack(name, file, await self._image(name))
 
     def _file(self, name: str) -> StackFile:
@@ -173,6 +174,18 @@ def _stack(name: str, file: StackFile, image: Image) -> Stack:
         runtime=file.runtime,
         log_flood_kills=file.log_flood is LogFlood.KILL,
     )
+
+
+def _check_supported(file: StackFile) -> None:
+    """Refuse what jobs would silently go without. Raises `ConfigError`."""
+    wanted = {
+        "secrets": bool(file.secrets),
+        'network: "egress"': file.network is Network.EGRESS,
+        "allow": bool(file.allow),
+        "limits.scratch": bool(file.limits.scratch),
+    }
+    if missing := [key for key, asked in wanted.items() if asked]:
+        raise ConfigError(f"{', '.join(missing)}: this version does not support it yet; take it out")
 
 
 def _named_user(name: str, file: StackFile, image: Image) -> tuple[int, int]:

@@ -40,7 +40,9 @@ def _user(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-_NEVER = frozenset({"ALL", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO"})
+_NEVER = frozenset(
+    {"ALL", "SYS_ADMIN", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "BPF", "DAC_READ_SEARCH", "PERFMON"}
+)
 """Capabilities that undo the sandbox (capabilities(7)); with SYS_PTRACE a job could read the memory of the init."""
 
 
@@ -117,7 +119,7 @@ class StackFile(Section):
     smoke: Command | None = None
     read_only: bool = True
     cap_add: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]+$"), AfterValidator(_capability)], ...] = ()
-    devices: tuple[Annotated[str, Field(pattern=r"^/dev/[A-Za-z0-9_./-]+$")], ...] = ()
+    devices: tuple[Annotated[str, Field(pattern=r"^/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")], ...] = ()
     secrets: tuple[Annotated[Secret, BeforeValidator(_secret)], ...] = ()
     runtime: Word = "runc"
     allow: tuple[Word, ...] = ()
