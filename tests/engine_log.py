@@ -14,6 +14,7 @@ class EngineLog:
         self.removed = 0
         self.orphans = 0
         self.cleanups_failed = 0
+        self.unaccounted = 0
 
     @property
     def living(self) -> int:
@@ -31,6 +32,12 @@ class EngineLog:
 
     def container_removed(self) -> None:
         self.removed += 1
+
+    def containers_counted(self) -> int:
+        return self.living
+
+    def containers_unaccounted(self, count: int) -> None:
+        self.unaccounted = count
 
     def orphan_removed(self) -> None:
         self.orphans += 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ class House:
     async def names(self) -> set[str]:
         """This worker's containers, as the engine has them."""
         return {container.name for container in await self.client.labelled(f"{LABEL_WORKER}={self.worker}")}
+
+    async def audited(self) -> int:
+        """How many containers are unaccounted for, as a worker without a job sees it that removes nothing yet."""
+        await self.sweep.once(grace=timedelta(minutes=5), idle=lambda: True)
+        return self.log.unaccounted
 
     def folders(self) -> set[str]:
         """The claims of which there are files."""

@@ -86,3 +86,27 @@ async def test_a_container_that_somebody_else_removed_is_counted_out(house: Hous
         assert (await waiting).lost == "its container was removed from outside"
     await house.engine.discard(attempt)
     assert (house.log.created, house.log.removed) == (1, 1)
+
+
+async def test_a_container_that_nobody_accounts_for_is_seen_while_there_is_no_job(house: House) -> None:
+    found = [await house.audited()]
+    await house.client.create(
+        f"runner-{house.worker}-stray",
+        {"Image": house.image, "Cmd": ["true"], "Labels": {"runner.worker": house.worker}},
+    )
+    found += [await house.audited(), await house.audited()]
+    assert await house.sweep.once(grace=NOW, idle=lambda: True) == 0
+    found += [house.log.unaccounted, await house.audited()]
+    assert found == [0, 0, 1, 1, 0]
+
+
+async def test_a_container_of_a_job_is_accounted_for(house: House) -> None:
+    attempt = house.attempt(*SLEEPS)
+    await house.launch(attempt)
+    found = [await house.audited() for _ in range(3)]
+    discarding = asyncio.create_task(house.engine.discard(attempt))
+    while not discarding.done():
+        found.append(await house.audited())
+    await discarding
+    found += [await house.audited() for _ in range(3)]
+    assert set(found) == {0}

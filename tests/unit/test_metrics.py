@@ -40,6 +40,7 @@ CONTRACT = {
     "runner_containers_created": set(),
     "runner_containers_removed": set(),
     "runner_containers_live": set(),
+    "runner_containers_unaccounted": set(),
     "runner_orphans_removed": set(),
     "runner_cleanup_failures": set(),
     "runner_warm_containers": {"stack"},
@@ -132,6 +133,7 @@ def test_what_is_known_from_the_start_is_there_from_the_start(metrics: Metrics) 
     assert {found[f"runner_retries_total{{blame={blame}}}"] for blame in Blame} == {0}
     assert (found["runner_log_bytes_total{stream=out}"], found["runner_log_bytes_total{stream=err}"]) == (0, 0)
     assert (found["runner_engine_up"], found["runner_amqp_up"]) == (0, 0)
+    assert found["runner_containers_unaccounted"] == 0
     assert found["process_resident_memory_bytes"] > 0
 
 
@@ -196,6 +198,7 @@ def test_containers_add_up(metrics: Metrics) -> None:
     found = samples(metrics)
     assert found["runner_containers_created_total"] - found["runner_containers_removed_total"] == 2
     assert found["runner_containers_live"] == 2
+    assert metrics.containers_counted() == 2
     assert found["runner_orphans_removed_total"] == 1
     assert found["runner_cleanup_failures_total"] == 1
 
@@ -224,6 +227,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
     metrics.output(Stream.ERR, 100)
     metrics.output_omitted(40)
     metrics.engine_up(True)
+    metrics.containers_unaccounted(2)
     metrics.call_failed("start", "timeout")
     metrics.lease_adopted()
     metrics.lease_lost()
@@ -240,6 +244,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
         "runner_log_bytes_total{stream=err}": 100,
         "runner_log_dropped_bytes_total": 40,
         "runner_engine_up": 1,
+        "runner_containers_unaccounted": 2,
         "runner_engine_errors_total{kind=timeout,operation=start}": 1,
         "runner_leases_adopted_total": 1,
         "runner_leases_lost_total": 1,

@@ -139,6 +139,14 @@ class Metrics:
         self._containers_removed.inc()
         self._containers_live.dec()
 
+    def containers_counted(self) -> int:
+        """How many containers there are by the two counters, as they are shown."""
+        return round(_value(self._containers_created) - _value(self._containers_removed))
+
+    def containers_unaccounted(self, count: int) -> None:
+        """So many containers are too many or too few; 0 when all is well."""
+        self._containers_unaccounted.set(count)
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
         self._orphans_removed.inc()
@@ -207,6 +215,9 @@ class Metrics:
         self._containers_created = self._counter("containers_created", "Containers made, or found and taken charge of")
         self._containers_removed = self._counter("containers_removed", "Containers that are proven to be gone")
         self._containers_live = self._gauge("containers_live", "Containers of this worker that exist")
+        self._containers_unaccounted = self._gauge(
+            "containers_unaccounted", "Containers too many or too few, by the engine's list and our counts, while idle"
+        )
         self._orphans_removed = self._counter("orphans_removed", "Containers removed that no job owned")
         self._cleanup_failures = self._counter("cleanup_failures", "Failed tries to remove a container or its files")
         self._gauge("warm_containers", "Containers that wait for a job", "stack")
@@ -236,3 +247,8 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(f"runner_{name}", text, labels, buckets=buckets, registry=self._registry)
+
+
+def _value(counter: Counter) -> float:
+    """The sum of a counter's samples."""
+    return sum(sample.value for family in counter.collect() for sample in family.samples)

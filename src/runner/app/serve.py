@@ -174,7 +174,7 @@ class Daemon:
                 tasks.create_task(chore)
                 for chore in (
                     health.run(),
-                    self.house.sweep.run(),
+                    self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(),
                     self._pay(self.broker, owed),
                     self._abandon(self.broker, worker),
@@ -288,6 +288,7 @@ class Daemon:
             },
             "free": _free(worker) if worker else {},
             "capped": [name for name in settings.tenants if self.fairness.full(name)],
+            "unaccounted": self.house.audit.unaccounted,
         }
 
     def _state(self) -> str:

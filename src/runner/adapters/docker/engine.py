@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runner.adapters.docker.adoption import adopt
 from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnreachable, Operation, open_client
 from runner.adapters.docker.config import Site, create_body
@@ -187,11 +188,12 @@ class DockerEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEngine:
-    """The engine with what belongs to it: its client for health checks, and its sweep."""
+    """The engine with what belongs to it: its client for health checks, its sweep, and what that found amiss."""
 
     engine: DockerEngine
     client: EngineClient
     sweep: Sweep
+    audit: Audit
 
 
 @asynccontextmanager
@@ -203,7 +205,7 @@ async def open_engine(
     jobs = state_dir.absolute() / "jobs"
     site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute())
     async with open_client(url, observer) as client:
-        census = Census(observer)
+        census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)
         engine = DockerEngine(
             client=client,
@@ -222,9 +224,10 @@ async def open_engine(
             worker=worker,
             jobs=jobs,
             known=engine.names,
+            audit=audit,
         )
         try:
-            yield OpenEngine(engine=engine, client=client, sweep=sweep)
+            yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit)
         finally:
             await engine.close()
 

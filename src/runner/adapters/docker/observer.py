@@ -18,6 +18,12 @@ class EngineObserver(Protocol):
     def container_removed(self) -> None:
         """There is one container of ours less."""
 
+    def containers_counted(self) -> int:
+        """How many containers there are by these two counts: below zero if one was counted out twice."""
+
+    def containers_unaccounted(self, count: int) -> None:
+        """So many containers are too many or too few; 0 when all is well."""
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Listed, Operation
 from runner.adapters.docker.config import LABEL_WORKER
@@ -27,6 +28,8 @@ _LONGEST_PAUSE = 30.0
 
 Known = Callable[[], frozenset[str]]
 """The names of the containers that live tasks own."""
+Idle = Callable[[], bool]
+"""Whether there is no job here."""
 
 
 class Sweep:
@@ -38,6 +41,7 @@ class Sweep:
         client: EngineClient,
         removal: Removal,
         census: Census,
+        audit: Audit,
         observer: EngineObserver,
         worker: str,
         jobs: Path,
@@ -46,6 +50,7 @@ class Sweep:
         self._client = client
         self._removal = removal
         self._census = census
+        self._audit = audit
         self._observer = observer
         self._worker = worker
         self._jobs = jobs
@@ -64,23 +69,25 @@ class Sweep:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def run(self) -> NoReturn:
-        """Sweep every minute, until cancelled."""
+    async def run(self, idle: Idle) -> NoReturn:
+        """Sweep every minute, until cancelled, and see that nothing has leaked whenever the worker is `idle`."""
         while True:
             await asyncio.sleep(EVERY.total_seconds())
             try:
-                await self.once(grace=GRACE)
+                await self.once(grace=GRACE, idle=idle)
             except EngineError as error:
                 _LOG.warning("this sweep failed", extra={"problem": str(error)})
 
-    async def once(self, *, grace: timedelta) -> int:
+    async def once(self, *, grace: timedelta, idle: Idle = lambda: False) -> int:
         """Remove what is unknown and older than `grace`; how many containers are left that should not be there.
 
-        Raises `EngineError` when the engine cannot list its containers.
+        Nothing is audited unless the worker is `idle`. Raises `EngineError` when the engine cannot list its containers.
         """
-        before = self._known()
+        before, was_idle = self._known(), idle()
         found = await self.found()
         known = before | self._known()
+        still_idle = was_idle and idle() and not known
+        self._audit.look(idle=still_idle, listed=frozenset(container.name for container in found))
         left = await self.clear(found, known, grace=grace)
         self._count(found, known)
         self._sweep_folders(known | left | self._known())
