@@ -61,6 +61,8 @@ class Site:
     engine: str
     folder: Path
     ns: str
+    tenants: tuple[str, ...] = ()
+    """Those with a queue of their own."""
 
     @property
     def state_dir(self) -> Path:
@@ -75,7 +77,7 @@ class Site:
     @property
     def topology(self) -> Topology:
         """What stands in the broker for this namespace."""
-        return describe_topology(Names(self.ns), job_queues(["default"], []))
+        return describe_topology(Names(self.ns), job_queues(["default"], self.tenants))
 
     def environment(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Small jobs, so that many of them fit, and nothing else from the environment of the tests."""
@@ -272,9 +274,11 @@ async def _admin(url: str) -> AsyncIterator[AbstractChannel]:
 
 
 @asynccontextmanager
-async def open_site(*, broker: str, engine: str, image: str, folder: Path, ns: str) -> AsyncIterator[Site]:
+async def open_site(
+    *, broker: str, engine: str, image: str, folder: Path, ns: str, tenants: tuple[str, ...] = ()
+) -> AsyncIterator[Site]:
     """A site with its stacks, and nothing else yet; erased at the end."""
-    site = Site(broker=broker, engine=engine, folder=folder, ns=ns)
+    site = Site(broker=broker, engine=engine, folder=folder, ns=ns, tenants=tenants)
     site.state_dir.mkdir(mode=0o700)
     for name, text in _STACKS.items():
         site.write_stack(name, text)
