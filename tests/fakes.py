@@ -116,6 +116,7 @@ class FakeLease:
     delivery: "FakeDelivery"
     number: int
     lost: int
+    given_back: int
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     known: asyncio.Event = field(default_factory=asyncio.Event)
     danger: asyncio.Event = field(default_factory=asyncio.Event)
@@ -140,8 +141,8 @@ class FakeLease:
         if not self.delivery.ended:
             await self.delivery.end("abandon")
 
-    async def retry(self, delay: timedelta, *, platform: bool) -> None:
-        await self.delivery.end("retry", delay=delay, platform=platform)
+    async def retry(self, delay: timedelta, blame: Blame) -> None:
+        await self.delivery.end("retry", delay=delay, blame=blame)
 
     async def defer(self, delay: timedelta) -> None:
         await self.delivery.end("defer", delay=delay)
@@ -160,6 +161,7 @@ class FakeDelivery:
     fresh: bool = True
     number: int = 1
     lost: int = 0
+    given_back: int = 0
     deferrals: int = 0
     run: str = "run"
     vanished: Vanished | None = None
@@ -171,7 +173,7 @@ class FakeDelivery:
     settled: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     delay: timedelta | None = None
-    platform: bool | None = None
+    blame: Blame | None = None
     dead: tuple[DeadCode, str] | None = None
     done: Callable[["FakeDelivery"], None] = lambda _: None
 
@@ -203,13 +205,13 @@ class FakeDelivery:
         await self.claimable.wait()
         await self._settle("claim")
         self.taken_by = claim
-        self.lease = FakeLease(delivery=self, number=self.number, lost=self.lost)
+        self.lease = FakeLease(delivery=self, number=self.number, lost=self.lost, given_back=self.given_back)
         return self.lease
 
     async def resume(self, claim: str) -> Lease:
         await self._settle("claim")
         self.taken_by = claim
-        self.lease = FakeLease(delivery=self, number=self.number - 1, lost=self.lost - 1)
+        self.lease = FakeLease(delivery=self, number=self.number - 1, lost=self.lost - 1, given_back=self.given_back)
         return self.lease
 
     async def bury(self, code: DeadCode, reason: str) -> None:
@@ -235,10 +237,10 @@ class FakeDelivery:
         await self._settle("release")
         self.done(self)
 
-    async def end(self, how: str, *, delay: timedelta | None = None, platform: bool | None = None) -> None:
+    async def end(self, how: str, *, delay: timedelta | None = None, blame: Blame | None = None) -> None:
         await asyncio.sleep(0)
         self.ended.append(how)
-        self.delay, self.platform = delay, platform
+        self.delay, self.blame = delay, blame
         self.diary.note(f"{how} {self.id}")
         self.done(self)
 
@@ -322,8 +324,9 @@ class FakeIntake:
         elif not self.brings_back:
             return
         elif delivery.how == "retry":
-            lost = delivery.lost + (1 if delivery.platform else 0)
-            self._again(delivery, number=delivery.number + 1, lost=lost, deferrals=0)
+            lost = delivery.lost + (delivery.blame is Blame.PLATFORM)
+            given_back = delivery.given_back + (delivery.blame is Blame.NONE)
+            self._again(delivery, number=delivery.number + 1, lost=lost, given_back=given_back, deferrals=0)
         elif delivery.how in ("defer", "pass on"):
             self._again(delivery, deferrals=delivery.deferrals + 1)
         elif delivery.how == "postpone":

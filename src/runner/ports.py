@@ -107,6 +107,10 @@ class Lease(Protocol):
     def lost(self) -> int:
         """How often the platform lost the job before."""
 
+    @property
+    def given_back(self) -> int:
+        """How often a worker on its way out stopped the job before."""
+
     async def ours(self) -> bool:
         """Whether nobody has taken the job over; waits for as long as the broker cannot tell."""
 
@@ -119,8 +123,11 @@ class Lease(Protocol):
     async def settle(self) -> None:
         """The job's `finished` is confirmed: forget the job."""
 
-    async def retry(self, delay: timedelta, *, platform: bool) -> None:
-        """Have the job start again after `delay`, anywhere. `platform`: our failure, counted apart from the job's."""
+    async def retry(self, delay: timedelta, blame: Blame) -> None:
+        """Have the job start again after `delay`, anywhere.
+
+        `blame` is what the attempt counts as: the job's own failure, the platform's, or none, when it was given back.
+        """
 
     async def abandon(self) -> None:
         """A fault of ours kept the job from its end: have it started again, unless the lease was given back already."""

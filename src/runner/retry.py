@@ -17,30 +17,34 @@ class Settle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """The job starts again, not before `delay` from now. `platform`: our failure, on a budget of its own."""
+    """The job starts again, not before `delay` from now; whom that is counted against, the verdict's blame says."""
 
     delay: timedelta
-    platform: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What happened before: `attempts` counts this one, `lost` those that the platform lost before it."""
+    """What happened before: `attempts` counts this one, `lost` those that the platform lost before it.
+
+    `given_back` are those that a worker on its way out stopped: nobody's failure, and no bound but the operator's.
+    """
 
     attempts: int
     lost: int
+    given_back: int
 
 
 def decide(verdict: Verdict, policy: RetryPolicy, history: History, max_lost: int) -> Settle | Retry:
     """What follows from a verdict. A job that is cancelled or rejected is never started again."""
     if verdict.outcome is Outcome.LOST:
-        return Retry(delay=_LOST_DELAY, platform=True) if history.lost < max_lost else Settle()
+        again = verdict.blame is Blame.NONE or history.lost < max_lost
+        return Retry(delay=_LOST_DELAY) if again else Settle()
     if verdict.blame is not Blame.JOB or not _retries(verdict, policy):
         return Settle()
-    used = history.attempts - history.lost
+    used = history.attempts - history.lost - history.given_back
     if used > policy.max:
         return Settle()
-    return Retry(delay=_backoff(policy, used), platform=False)
+    return Retry(delay=_backoff(policy, used))
 
 
 def deferral(number: int, longest: timedelta) -> timedelta | None:

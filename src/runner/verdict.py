@@ -17,7 +17,7 @@ _DEPTH_MAX = 64
 _STOPPED: dict[StopReason, tuple[Outcome, Blame]] = {
     StopReason.TIMEOUT: (Outcome.TIMED_OUT, Blame.JOB),
     StopReason.CANCELLED: (Outcome.CANCELLED, Blame.NONE),
-    StopReason.SHUTDOWN: (Outcome.LOST, Blame.PLATFORM),
+    StopReason.SHUTDOWN: (Outcome.LOST, Blame.NONE),
     StopReason.DISK_LIMIT: (Outcome.DISK_LIMIT, Blame.JOB),
     StopReason.OUTPUT_LIMIT: (Outcome.OUTPUT_LIMIT, Blame.JOB),
     StopReason.SUPERSEDED: (Outcome.LOST, Blame.PLATFORM),

@@ -698,13 +698,13 @@ class Worker:
     async def _conclude(self, result: JobResult, attempt: Attempt, lease: Lease, timeline: Timeline) -> None:
         """Tell how the attempt ended, then settle: the job is over, or starts again."""
         job, verdict = attempt.plan.job, result.verdict
-        history = History(attempts=lease.number, lost=lease.lost)
+        history = History(attempts=lease.number, lost=lease.lost, given_back=lease.given_back)
         decision = decide(verdict, job.retry, history, self._rules.max_lost)
         if isinstance(decision, Retry):
             timeline.tell(EventKind.RETRYING, outcome=verdict.outcome, delay=decision.delay, reason=verdict.reason)
             await timeline.told()
             # In this order: a lease whose claim is over counts as settled, and a crash in between would lose the job.
-            await lease.retry(decision.delay, platform=decision.platform)
+            await lease.retry(decision.delay, verdict.blame)
             await self._outside.journal.ended(timeline.claim, finished=False)
             self._outside.observer.retried(verdict.blame)
             return

@@ -13,7 +13,7 @@ from tests.integration.amqp_house import Room, eventually, open_room, open_side
 from tests.services import Endpoint
 
 from runner.adapters.amqp.names import DeadHeader
-from runner.job import DeadCode, Invalid, Job
+from runner.job import Blame, DeadCode, Invalid, Job
 from runner.ports import Delivery, Intake
 
 NOW = timedelta(0)
@@ -179,21 +179,26 @@ async def test_a_job_that_was_claimed_and_settled_is_gone(house: House) -> None:
     await house.nothing_comes()
 
 
-@pytest.mark.parametrize("platform", [True, False])
-async def test_a_job_that_is_to_start_again_does(house: House, *, platform: bool) -> None:
+@pytest.mark.parametrize(
+    ("blame", "lost", "given_back"), [(Blame.PLATFORM, 1, 0), (Blame.JOB, 0, 0), (Blame.NONE, 0, 1)]
+)
+async def test_a_job_that_is_to_start_again_does(house: House, blame: Blame, lost: int, given_back: int) -> None:
     await house.put(name="same")
     first = await house.take()
-    await (await first.claim("c1")).retry(NOW, platform=platform)
+    await (await first.claim("c1")).retry(NOW, blame)
     second = await house.take()
-    assert number_of(second) == (2, 1 if platform else 0, 0, False)
+    assert number_of(second) == (2, lost, 0, False)
     assert isinstance(first.submission, Job)
     assert isinstance(second.submission, Job)
     assert second.submission.key == first.submission.key
     assert second.submission.name == "same"
     assert abs(second.submission.published - first.submission.published) < timedelta(milliseconds=1)
     lease = await second.claim("c2")
-    assert (lease.number, lease.lost) == (2, 1 if platform else 0)
-    await lease.settle()
+    assert (lease.number, lease.lost, lease.given_back) == (2, lost, given_back)
+    await lease.retry(NOW, Blame.JOB)
+    third = await (await house.take()).claim("c3")
+    assert (third.number, third.lost, third.given_back) == (3, lost, given_back), "the counts stay"
+    await third.settle()
     await house.is_empty()
 
 
@@ -214,7 +219,7 @@ async def test_a_job_that_is_passed_on_counts_how_often(house: House) -> None:
         await delivery.defer(NOW)
     last = await house.take()
     lease = await last.claim("c1")
-    await lease.retry(NOW, platform=False)
+    await lease.retry(NOW, Blame.JOB)
     again = await house.take()
     assert number_of(again) == (2, 0, 0, False), "a start begins the count anew"
     await again.drop()
@@ -235,7 +240,7 @@ async def test_a_job_without_an_id_keeps_the_one_that_it_got(house: House) -> No
     first = await house.take()
     await first.defer(NOW)
     second = await house.take()
-    await (await second.claim("c1")).retry(NOW, platform=False)
+    await (await second.claim("c1")).retry(NOW, Blame.JOB)
     third = await house.take()
     ids = {delivery.submission.key.id for delivery in (first, second, third) if isinstance(delivery.submission, Job)}
     assert len(ids) == 1

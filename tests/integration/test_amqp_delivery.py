@@ -13,7 +13,7 @@ from tests.services import Endpoint
 
 from runner.adapters.amqp.delivery import JobDelivery, Passport, send_later
 from runner.adapters.amqp.names import DeadHeader, Header
-from runner.job import DeadCode, Job, Priority, Route
+from runner.job import Blame, DeadCode, Job, Priority, Route
 from runner.ports import QueueKey
 
 pytestmark = pytest.mark.broker
@@ -97,6 +97,7 @@ async def test_headers_that_look_like_ours_count_for_nothing_on_a_submission(roo
     headers: dict[str, Any] = {
         Header.ATTEMPT: 7,
         Header.LOST: 9,
+        Header.GIVEN_BACK: 5,
         Header.DEFERRALS: 3,
         Header.ROUTE: "default.high.victim",
         Header.PUBLISHED: 0,
@@ -133,7 +134,7 @@ async def test_only_our_own_headers_travel_on(room: Room, side: Side) -> None:
 async def test_a_submitters_user_id_does_not_stop_what_we_publish(room: Room, side: Side) -> None:
     await room.submit({"id": "u", "stack": "busybox"}, user_id="guest")
     delivery, _ = await side.take_job()
-    await (await delivery.claim("c1")).retry(timedelta(0), platform=False)
+    await (await delivery.claim("c1")).retry(timedelta(0), Blame.JOB)
     again, job = await side.take_job()
     assert (again.number, job.key.id) == (2, "u")
     await again.drop()
@@ -257,7 +258,7 @@ async def test_what_was_expected_to_expire_in_a_queue_does_not_take_our_jobs_alo
     await room.submit({"id": "brief", "stack": "busybox"}, expiration=30)
     delivery, _ = await side.take_job()
     lease = await delivery.claim("c1")
-    await lease.retry(timedelta(seconds=1), platform=False)
+    await lease.retry(timedelta(seconds=1), Blame.JOB)
     side.intake.want(6)
     again, job = await side.take_job()
     assert (job.key.id, again.number) == ("brief", 2)

@@ -11,15 +11,18 @@ from runner.retry import History, Retry, Settle, decide, deferral
 
 FAILED = Verdict(outcome=Outcome.FAILED, reason="", blame=Blame.JOB, exit_code=1)
 LOST = Verdict(outcome=Outcome.LOST, reason="", blame=Blame.PLATFORM)
+GIVEN_BACK = Verdict(outcome=Outcome.LOST, reason="", blame=Blame.NONE)
 
 
 def seconds(count: float) -> timedelta:
     return timedelta(seconds=count)
 
 
-def again(verdict: Verdict, policy: RetryPolicy, attempts: int = 1, lost: int = 0) -> timedelta | None:
+def again(
+    verdict: Verdict, policy: RetryPolicy, attempts: int = 1, lost: int = 0, given_back: int = 0
+) -> timedelta | None:
     """The delay until the next start; None when the job is over."""
-    decision = decide(verdict, policy, History(attempts=attempts, lost=lost), max_lost=3)
+    decision = decide(verdict, policy, History(attempts=attempts, lost=lost, given_back=given_back), max_lost=3)
     return decision.delay if isinstance(decision, Retry) else None
 
 
@@ -29,7 +32,7 @@ def test_a_job_starts_once_more_than_its_retries() -> None:
 
 
 def test_without_retries_a_job_is_over_after_one_attempt() -> None:
-    assert decide(FAILED, RetryPolicy(), History(attempts=1, lost=0), max_lost=3) == Settle()
+    assert decide(FAILED, RetryPolicy(), History(attempts=1, lost=0, given_back=0), max_lost=3) == Settle()
 
 
 def test_delays_grow_by_the_factor_up_to_the_longest() -> None:
@@ -56,18 +59,20 @@ def test_what_the_platform_lost_uses_up_no_retry() -> None:
 
 
 def test_the_platform_has_a_budget_of_its_own() -> None:
-    decisions = [decide(LOST, RetryPolicy(), History(attempts=lost + 1, lost=lost), max_lost=3) for lost in range(5)]
-    assert [isinstance(decision, Retry) and decision.platform for decision in decisions] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+    delays = [again(LOST, RetryPolicy(), attempts=lost + 1, lost=lost) for lost in range(5)]
+    assert delays == [seconds(1), seconds(1), seconds(1), None, None]
+
+
+def test_what_a_worker_gave_back_is_on_nobodys_budget() -> None:
+    policy = RetryPolicy(max=1)
+    assert again(GIVEN_BACK, policy, attempts=50, lost=3, given_back=46) == seconds(1)
+    assert decide(GIVEN_BACK, policy, History(attempts=1, lost=0, given_back=0), max_lost=0) == Retry(delay=seconds(1))
+    assert again(FAILED, policy, attempts=51, lost=3, given_back=47) == seconds(10)
+    assert again(FAILED, policy, attempts=52, lost=3, given_back=47) is None
 
 
 def test_a_platform_without_a_budget_gives_up_at_once() -> None:
-    assert decide(LOST, RetryPolicy(max=9), History(attempts=1, lost=0), max_lost=0) == Settle()
+    assert decide(LOST, RetryPolicy(max=9), History(attempts=1, lost=0, given_back=0), max_lost=0) == Settle()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ PLAN = Plan(job=JOB, stack=Stack(name="busybox", revision="r1", image="sha256:0"
         (Exit(code=0), StopReason.TIMEOUT, Outcome.TIMED_OUT, Blame.JOB, "10m"),
         (Exit(signal=9, oom_kills=1), StopReason.TIMEOUT, Outcome.TIMED_OUT, Blame.JOB, "time-out"),
         (Exit(signal=15), StopReason.CANCELLED, Outcome.CANCELLED, Blame.NONE, "cancelled: no more use"),
-        (Exit(signal=15), StopReason.SHUTDOWN, Outcome.LOST, Blame.PLATFORM, "shut down"),
+        (Exit(signal=15), StopReason.SHUTDOWN, Outcome.LOST, Blame.NONE, "shut down"),
         (Exit(signal=9), StopReason.DISK_LIMIT, Outcome.DISK_LIMIT, Blame.JOB, "no more use"),
         (Exit(signal=9), StopReason.OUTPUT_LIMIT, Outcome.OUTPUT_LIMIT, Blame.JOB, "4 MiB"),
         (Exit(signal=9), StopReason.SUPERSEDED, Outcome.LOST, Blame.PLATFORM, "no more use"),

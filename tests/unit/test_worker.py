@@ -432,7 +432,7 @@ async def test_a_failing_engine_costs_the_platform_and_at_last_the_job() -> None
             delivery = house.put(make_job("a", command=RUNS), number=lost + 1, lost=lost, fresh=lost == 0)
             await settled(delivery)
             assert delivery.how == ("retry" if lost < 3 else "settle")
-            assert delivery.platform is (True if lost < 3 else None)
+            assert delivery.blame is (Blame.PLATFORM if lost < 3 else None)
     assert house.events.outcome("a") is Outcome.LOST
     verdict = house.result("a").verdict
     assert verdict.blame is Blame.PLATFORM
@@ -455,7 +455,7 @@ async def test_a_job_that_may_try_again_does() -> None:
     async with at_work(house):
         first = house.put(make_job("a", command=FAILS, retry=policy))
         await settled(first)
-        assert (first.how, first.delay, first.platform) == ("retry", timedelta(seconds=7), False)
+        assert (first.how, first.delay, first.blame) == ("retry", timedelta(seconds=7), Blame.JOB)
         second = house.put(make_job("a", command=FAILS, retry=policy), number=2, fresh=False)
         await settled(second)
     assert second.how == "settle"
@@ -955,10 +955,34 @@ async def test_a_drain_whose_time_is_up_stops_jobs_and_has_others_run_them() -> 
         delivery = house.put(make_job("a", command=DEAF))
         await until(lambda: house.runs("a"))
         await worker.drain()
-        assert (delivery.how, delivery.platform) == ("retry", True)
+        assert (delivery.how, delivery.blame) == ("retry", Blame.NONE)
     assert house.engine.of["a"].signals == ["TERM", "KILL"]
     stops = [event.stop for event in house.events.of("a") if event.kind is EventKind.STOPPING]
     assert stops == [StopReason.SHUTDOWN]
+
+
+async def test_however_often_a_job_is_given_back_it_is_not_lost() -> None:
+    house = House()
+    async with at_work(house) as worker:
+        delivery = house.put(make_job("a", command=RUNS), number=9, lost=3, given_back=5, fresh=False)
+        await until(lambda: house.runs("a"))
+        await worker.drain()
+        assert (delivery.how, delivery.blame) == ("retry", Blame.NONE)
+    last = house.events.of("a")[-1]
+    assert (last.kind, last.outcome) == (EventKind.RETRYING, Outcome.LOST)
+    assert house.observer.retries == {Blame.NONE: 1}
+
+
+async def test_a_job_that_was_given_back_keeps_its_retries() -> None:
+    house = House()
+    job = make_job("a", command=FAILS, retry=RetryPolicy(max=1))
+    async with at_work(house):
+        first = house.put(job, number=6, given_back=5, fresh=False)
+        await settled(first)
+        assert (first.how, first.blame) == ("retry", Blame.JOB)
+        second = house.put(job, number=7, given_back=5, fresh=False)
+        await settled(second)
+        assert second.how == "settle"
 
 
 async def test_stopping_at_once_leaves_out_the_grace() -> None:

@@ -3,7 +3,7 @@
 from tests.fakes import FakeDelivery, FakeLease, make_job, until
 from tests.unit.test_worker import DEAF, ENDS, RUNS, House, at_work, settled
 
-from runner.job import EventKind, Job, Outcome, StopReason
+from runner.job import Blame, EventKind, Job, Outcome, StopReason
 
 
 async def put_and_start(house: House, job: Job) -> tuple[FakeDelivery, FakeLease]:
@@ -57,7 +57,7 @@ async def test_a_fenced_job_is_dead_and_gone_before_its_lease_is() -> None:
         lease.known.set()
         await settled(delivery)
     # It was still ours when we were back.
-    assert (delivery.how, delivery.platform) == ("retry", True)
+    assert (delivery.how, delivery.blame) == ("retry", Blame.PLATFORM)
     last = house.events.of("a")[-1]
     assert (last.kind, last.outcome) == (EventKind.RETRYING, Outcome.LOST)
     assert "fenced" in str(last.reason)

@@ -9,12 +9,12 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from runner.adapters.amqp.intake import Ack
 from runner.adapters.amqp.leases import LeaseHold, Leases
-from runner.adapters.amqp.link import BROKER_FAULTS, describe
+from runner.adapters.amqp.link import BROKER_FAULTS, AckUnknown, describe
 from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import ID, Envelope, decode_job, new_id, parse_route, tenant_of
 from runner.errors import BrokerError
-from runner.job import DeadCode, Invalid, Job, Priority, Route
+from runner.job import Blame, DeadCode, Invalid, Job, Priority, Route
 from runner.ports import Lease, QueueKey, Vanished
 
 _SMUGGLED = "was dead-lettered into the exchange of submissions, whose permissions its sender so went round"
@@ -32,6 +32,7 @@ class Passport:
     published: datetime
     attempts: int = 0
     lost: int = 0
+    given_back: int = 0
     deferrals: int = 0
     submitted_as: str | None = None
     reply_to: str | None = None
@@ -44,6 +45,7 @@ class Passport:
         headers: dict[str, str | int] = {
             Header.ATTEMPT: self.attempts,
             Header.LOST: self.lost,
+            Header.GIVEN_BACK: self.given_back,
             Header.DEFERRALS: self.deferrals,
             Header.PUBLISHED: to_milliseconds(self.published),
             Header.ROUTE: str(self.route),
@@ -131,6 +133,7 @@ class Desk:
             published=submission.published,
             attempts=_count(headers, Header.ATTEMPT),
             lost=_count(headers, Header.LOST),
+            given_back=_count(headers, Header.GIVEN_BACK),
             deferrals=_count(headers, Header.DEFERRALS),
             submitted_as=submission.key.id if isinstance(submission, Job) else submission.id,
             reply_to=envelope.reply_to,
@@ -216,6 +219,10 @@ class JobDelivery:
         hold = await self.desk.leases.acquire(claim, passport.message)
         try:
             await self._acked()
+        except AckUnknown:
+            # The lease may be all that is left of the job. It comes back to us, or to somebody else, and runs.
+            hold.let_go()
+            raise
         except BrokerError:
             # The broker has the delivery back, and somebody will take it: our lease must not run it again.
             await hold.give_up()
@@ -292,6 +299,11 @@ class JobLease:
         """How often the platform lost the job before."""
         return self.passport.lost
 
+    @property
+    def given_back(self) -> int:
+        """How often a worker on its way out stopped the job before."""
+        return self.passport.given_back
+
     async def ours(self) -> bool:
         """Whether nobody has taken the job over; waits while the broker cannot tell."""
         return await self.hold.ours()
@@ -309,9 +321,11 @@ class JobLease:
         self.over = True
         await self.hold.give_up()
 
-    async def retry(self, delay: timedelta, *, platform: bool) -> None:
+    async def retry(self, delay: timedelta, blame: Blame) -> None:
         """Publish the job again, then forget this claim."""
-        passport = replace(self.passport, lost=self.lost + 1) if platform else self.passport
+        lost = self.lost + (blame is Blame.PLATFORM)
+        given_back = self.given_back + (blame is Blame.NONE)
+        passport = replace(self.passport, lost=lost, given_back=given_back)
         await send_later(self.desk, passport, delay)
         self.over = True
         await self.hold.give_up()
@@ -319,7 +333,7 @@ class JobLease:
     async def abandon(self) -> None:
         """Have the job started again after a fault of ours, later each time."""
         if not self.over:
-            await self.retry(timedelta(seconds=2 ** min(self.lost, 6)), platform=True)
+            await self.retry(timedelta(seconds=2 ** min(self.lost, 6)), Blame.PLATFORM)
 
     async def defer(self, delay: timedelta) -> None:
         """Pass the job on: it was not started, so it has its attempt back."""

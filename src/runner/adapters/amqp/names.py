@@ -19,6 +19,7 @@ class Header(StrEnum):
 
     ATTEMPT = "x-attempt"
     LOST = "x-lost"
+    GIVEN_BACK = "x-given-back"
     DEFERRALS = "x-deferrals"
     PUBLISHED = "x-published"
     NOT_BEFORE = "x-not-before"
