@@ -198,8 +198,11 @@ async def until_closed(channel: AbstractChannel) -> None:
     underlay.on_consumer_cancel_callbacks.add(lambda _: ended.set())
     closed = asyncio.ensure_future(channel.closed())
     closed.add_done_callback(lambda _: ended.set())
-    await ended.wait()
-    raise SessionOver("a channel was closed" if closed.done() else "a queue was deleted")
+    try:
+        await ended.wait()
+        raise SessionOver("a channel was closed" if closed.done() else "a queue was deleted")
+    finally:
+        closed.cancel()
 
 
 def leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
