@@ -89,7 +89,7 @@ def decode_event(raw: bytes) -> Event:
             reason=body["reason"],
             body=body,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BrokerError(f"an event makes no sense ({error!r}); are the workers of another version?") from error
 
 
@@ -129,7 +129,7 @@ def decode_batch(raw: bytes) -> LogBatch:
             body=text,
         )
         _lines(body["lines"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BrokerError(f"a part of a log makes no sense ({error!r}); are the workers of another version?") from error
     return batch
 

@@ -158,6 +158,6 @@ def _decoded(message: AbstractIncomingMessage) -> Answer | None:
     """An answer that makes no sense is none."""
     try:
         answer = json.loads(message.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None

@@ -134,7 +134,10 @@ def encode_claim(claim: UniqueClaim) -> aio_pika.Message:
 
 def decode_claim(body: bytes) -> UniqueClaim:
     """The claim in a message. Raises `ValueError` saying what is wrong."""
-    record = json.loads(body)
+    try:
+        record = json.loads(body)
+    except RecursionError:
+        raise ValueError("the claim is nested too deeply") from None
     if not isinstance(record, dict) or record.get("v") != 1:
         raise ValueError("not a claim of version 1")
     tenant, job_id, run, worker, claim, time = (
