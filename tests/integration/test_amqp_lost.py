@@ -122,6 +122,22 @@ async def test_a_worker_that_comes_back_late_hears_that_its_job_was_taken_over(
     assert await left(room) == {}
 
 
+async def test_the_next_life_knows_when_it_has_heard_of_all_that_was_taken_over(
+    room: Room, broker: Endpoint, wire: Proxy
+) -> None:
+    async with other_side(room, broker) as other:
+        async with owner_side(room, wire) as owner:
+            await asyncio.wait_for(owner.leases.heard.wait(), 10)
+            await owner.claim("c1")
+            await owner.claim("c2")
+        for _ in range(2):
+            await (await taken_from(other)).drop()
+        async with owner_side(room, wire) as again:
+            await asyncio.wait_for(again.leases.heard.wait(), 10)
+            assert sorted(again.superseded) == ["c1", "c2"]
+    assert await left(room) == {}
+
+
 async def test_a_lease_that_expired_while_the_broker_was_out_of_reach_goes_back_to_its_owner(
     room: Room,
     broker: Endpoint,

@@ -51,6 +51,7 @@ class Broker:
     cancelled: Cancelled
     claims: Claims
     links: tuple[Link, ...]
+    heard: asyncio.Event
 
     def problems(self) -> list[str]:
         """Why no jobs can be taken from the broker now."""
@@ -180,7 +181,15 @@ async def open_broker(
             tasks.create_task(chore) for chore in (leases.renew(), logs.run(), _take_back(leases, desk, intake))
         ]
         try:
-            yield Broker(intake=intake, events=events, log_sink=logs, cancelled=cancelled, claims=claims, links=links)
+            yield Broker(
+                intake=intake,
+                events=events,
+                log_sink=logs,
+                cancelled=cancelled,
+                claims=claims,
+                links=links,
+                heard=leases.heard,
+            )
         finally:
             for task in running:
                 task.cancel()

@@ -21,10 +21,11 @@ from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
+from runner.app.debts import Debts
 from runner.app.knowledge import WorkerKnowledge
 from runner.app.record import RecordedEvents, RecordedLogs
 from runner.capacity import Budget, Capacity, Claim
-from runner.codec import Notice, new_ordered_id
+from runner.codec import new_ordered_id
 from runner.errors import ConfigError, JournalError
 from runner.fairness import Fairness, Share
 from runner.job import JobKey, Json
@@ -78,6 +79,7 @@ async def serve(settings: Settings) -> None:
             catalog=catalog,
             metrics=metrics,
             house=house,
+            debts=Debts(journal=journal, owed={}),
             fairness=Fairness(_shares(settings)),
         )
         await daemon.run()
@@ -94,6 +96,7 @@ class Daemon:
     catalog: Catalog
     metrics: Metrics
     house: OpenEngine
+    debts: Debts
     fairness: Fairness
     worker: Worker | None = None
     broker: Broker | None = None
@@ -124,14 +127,14 @@ class Daemon:
     async def _work(self, stop: "Stop", manager: ServiceManager) -> None:
         try:
             await ready_topology(self.settings)
-            owed = await self.journal.owed_notices()
-            for notice in owed.values():
+            self.debts.owed.update(await self.journal.owed_notices())
+            for notice in self.debts.owed.values():
                 self.history.note(notice)
             adoptable = {claim.record.claim: await self._resumed(claim) for claim in await self.journal.open_claims()}
             for claim in adoptable.values():
                 self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
-            await self._serve(stop, manager, adoptable, owed)
+            await self._serve(stop, manager, adoptable)
         except asyncio.CancelledError:
             if not stop.first.is_set():
                 raise
@@ -144,9 +147,7 @@ class Daemon:
         logged = replace(claim.logged, out=min(kept.out, claim.logged.out), err=min(kept.err, claim.logged.err))
         return replace(claim, logged=logged)
 
-    async def _serve(
-        self, stop: "Stop", manager: ServiceManager, adoptable: Mapping[str, OpenClaim], owed: Mapping[str, Notice]
-    ) -> None:
+    async def _serve(self, stop: "Stop", manager: ServiceManager, adoptable: Mapping[str, OpenClaim]) -> None:
         """Take and run jobs until the signal, then drain."""
         commands = {
             "drain": self._drain,
@@ -176,7 +177,7 @@ class Daemon:
                     health.run(),
                     self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(),
-                    self._pay(self.broker, owed),
+                    self.debts.pay(self.broker.events.send, self.broker.heard),
                     self._abandon(self.broker, worker),
                     self._note_renewals(self.broker),
                     self._leave(stop, manager, worker),
@@ -199,12 +200,6 @@ class Daemon:
             else:
                 await worker.drain()
             hurry.cancel()
-
-    async def _pay(self, broker: Broker, owed: Mapping[str, Notice]) -> None:
-        """Publish what an earlier life could not."""
-        for claim, notice in owed.items():
-            await broker.events.send(notice)
-            await self.journal.paid(claim)
 
     async def _abandon(self, broker: Broker, worker: Worker) -> None:
         """Leases of our earlier life come back with the first connection, or belong to somebody else by now."""
@@ -333,6 +328,7 @@ class Daemon:
             self.worker.cancel(key, reason)
 
     async def _superseded(self, claim: str) -> None:
+        await self.debts.waive(claim)
         if self.worker is not None:
             await self.worker.superseded(claim)
 

@@ -129,6 +129,9 @@ class Leases:
     _ended: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _back: asyncio.Queue[LeaseHold] = field(default_factory=asyncio.Queue)
     _since: float | None = None
+    _news: int = 0
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once we have heard of all that others took over before we first connected."""
 
     @property
     def pause(self) -> float:
@@ -228,6 +231,9 @@ class Leases:
         name = self.names.worker_superseded(self.worker)
         news = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum", "x-expires": _WEEK})
         await news.bind(self.names.lease, self.names.superseded_key(self.worker))
+        self._news = news.declaration_result.message_count or 0
+        if not self._news:
+            self.heard.set()
 
     async def _back_before(self, due: float) -> LeaseHold | None:
         """The next lease that came back to us; None when renewals are due."""
@@ -306,6 +312,9 @@ class Leases:
         else:
             self._note_end(claim)
         await self.superseded(claim)
+        self._news -= 1
+        if self._news <= 0:
+            self.heard.set()
         await self._ack(message)
 
     def _end(self, hold: LeaseHold) -> None:
