@@ -11,12 +11,15 @@ import aiodocker
 import aiohttp
 import pytest
 from tests.e2e.daemon import Site, eventually, free_port
+from tests.e2e.submitter import open_submitter, sh
 
 from runner.adapters.docker import sweep
 from runner.app.serve import serve
 from runner.settings import load_settings
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+AUDIT = "runner.adapters.docker.audit"
 
 
 class Pages:
@@ -48,8 +51,14 @@ async def served(site: Site) -> AsyncIterator[Pages]:
     port = free_port()
     serving = asyncio.create_task(serve(load_settings(site.environment({"http__port": str(port)}))))
     pages = Pages(port)
+
+    async def taking() -> bool:
+        if serving.done():
+            await serving
+        return await pages.ready()
+
     try:
-        await eventually(pages.ready, "the daemon takes jobs")
+        await eventually(taking, "the daemon takes jobs")
         yield pages
     finally:
         if not serving.done():  # the signal is for its handler, which is gone with it
@@ -71,5 +80,16 @@ async def test_a_container_that_nobody_accounts_for_is_shown(
         assert await pages.ready()
         await stray.delete(force=True)
         await eventually(lambda: pages.show(0), "the container is not shown any more")
-    told = [record.message for record in caplog.records if record.name == "runner.adapters.docker.audit"]
+    told = [record.message for record in caplog.records if record.name == AUDIT]
     assert told[0] == "there are containers that nobody accounts for"
+
+
+async def test_jobs_that_come_and_go_are_no_leak(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep, "EVERY", timedelta(seconds=0.01))
+    async with served(site) as pages, open_submitter(site.broker, site.ns) as acme:
+        for _ in range(5):
+            await asyncio.gather(acme.run(["true"]), acme.run(sh("echo out; exit 3")))
+        assert await pages.show(0)
+    assert [record for record in caplog.records if record.name == AUDIT] == []

@@ -110,3 +110,15 @@ async def test_a_container_of_a_job_is_accounted_for(house: House) -> None:
     await discarding
     found += [await house.audited() for _ in range(3)]
     assert set(found) == {0}
+
+
+async def test_nothing_is_judged_when_a_job_comes_while_the_engine_is_asked(house: House) -> None:
+    await house.client.create(
+        f"runner-{house.worker}-stray",
+        {"Image": house.image, "Cmd": ["true"], "Labels": {"runner.worker": house.worker}},
+    )
+    idle = iter((True, False) * 3)
+    for _ in range(3):
+        assert await house.sweep.once(grace=timedelta(minutes=5), idle=lambda: next(idle)) == 1
+    assert house.log.unaccounted == 0
+    assert next(idle, None) is None
