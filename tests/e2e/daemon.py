@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ class Site:
         return kept | {f"RUNNER_{name.upper()}": value for name, value in {**plain, **settings}.items()}
 
     @asynccontextmanager
-    async def daemon(self, **settings: str) -> AsyncIterator["Daemon"]:
+    async def daemon(self, *, program: Sequence[str] = ("-m", "runner"), **settings: str) -> AsyncIterator["Daemon"]:
         """A daemon with these settings (`section__field`), not waited for; killed at the end if it still runs."""
         port = free_port()
         number = len(list(self.folder.glob("*.log")))
@@ -107,7 +107,7 @@ class Site:
         environ = self.environment({"http__port": str(port), **settings})
         with log.open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "runner", "serve", env=environ, stdin=asyncio.subprocess.DEVNULL, stderr=stderr
+                sys.executable, *program, "serve", env=environ, stdin=asyncio.subprocess.DEVNULL, stderr=stderr
             )
         daemon = Daemon(site=self, process=process, log=log, url=f"http://127.0.0.1:{port}")
         try:

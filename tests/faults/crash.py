@@ -1,0 +1,33 @@
+"""`runner serve` that kills itself at one step: `python crash.py before|after module:Class.method serve`.
+
+The step is the first call of the method. SIGKILL leaves it no chance to tidy up, as a power cut would.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+from runner.cli import main
+
+
+def arm(when: str, step: str) -> None:
+    """Make the method kill this process, before or after it has done its work."""
+    module, _, path = step.partition(":")
+    owner_name, _, name = path.partition(".")
+    owner = getattr(importlib.import_module(module), owner_name)
+    really = getattr(owner, name)
+
+    async def crashing(*args: Any, **kwargs: Any) -> None:
+        if when == "after":
+            await really(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, crashing)
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], sys.argv[2])
+    sys.argv[1:] = sys.argv[3:]
+    main()

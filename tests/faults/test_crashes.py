@@ -1,0 +1,95 @@
+"""The daemon is killed at each step of the protocol. The next life loses no job, and each has one end."""
+
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.daemon import Site, eventually, open_site
+from tests.e2e.submitter import Followed, open_submitter, sh
+from tests.services import Endpoint
+
+pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+CRASH = str(Path(__file__).with_name("crash.py"))
+LEASES = "runner.adapters.amqp.leases:Leases"
+LEASE = "runner.adapters.amqp.delivery:JobLease"
+INTAKE = "runner.adapters.amqp.intake:JobIntake"
+JOURNAL = "runner.adapters.journal:SqliteJournal"
+ENGINE = "runner.adapters.docker.engine:DockerEngine"
+RUN = "runner.executor:Run"
+
+ONCE = [
+    ("before", f"{LEASES}.acquire"),
+    ("after", f"{INTAKE}._settle"),
+    ("after", f"{JOURNAL}.claimed"),
+    ("before", f"{ENGINE}.launch"),
+    ("after", f"{ENGINE}.launch"),
+    ("after", f"{JOURNAL}.started"),
+    ("after", f"{RUN}.execute"),
+    ("before", f"{JOURNAL}.ended"),
+    ("after", f"{JOURNAL}.ended"),
+    ("before", f"{LEASE}.settle"),
+    ("after", f"{LEASE}.settle"),
+    ("before", f"{ENGINE}.discard"),
+]
+"""A job that is killed with its daemon here is not started a second time by the broker's giving it out again."""
+IN_A_WINDOW = [("after", f"{LEASES}.acquire")]
+"""The lease is confirmed and the delivery is not acked: both come again (docs/decisions/0001-leases.md)."""
+IN_A_RETRY = [("before", f"{LEASE}.retry"), ("after", f"{LEASE}.retry")]
+
+
+@pytest.fixture
+async def site(broker: Endpoint, engine: Endpoint, busybox_image: str, tmp_path: Path) -> AsyncIterator[Site]:
+    ns = f"c{secrets.token_hex(5)}"
+    async with open_site(broker=broker.url, engine=engine.url, image=busybox_image, folder=tmp_path, ns=ns) as site:
+        yield site
+
+
+def ends(job: Followed) -> set[str | None]:
+    """The ids of the job's `finished`; one that came twice counts once."""
+    told = zip(job.message_ids, job.events, strict=True)
+    return {message_id for message_id, event in told if event["event"] == "finished"}
+
+
+async def through_a_crash(site: Site, when: str, step: str, script: str, retries: int) -> Followed:
+    """The job, run by a daemon that is killed at that step and by its next life."""
+    # What no lease speaks for is removed once the lease that was must be over.
+    lease = {"worker__lease": "10s"}
+    async with site.daemon(program=(CRASH, when, step), **lease) as first:
+        await first.ready()
+        async with open_submitter(site.broker, site.ns) as submitter:
+            job = await submitter.submit(sh(script), retry={"max": retries, "delay": 0})
+            assert await first.exited() == -9
+            async with site.daemon(**lease) as second:
+                await second.ready()
+                await job.event("finished", timeout=60)
+                await second.clean()
+                await second.stop()
+            await eventually(lambda: _empty(site), "nothing is left in the broker")
+    return job
+
+
+async def _empty(site: Site) -> bool:
+    return await site.messages() == {}
+
+
+@pytest.mark.parametrize(("when", "step"), ONCE)
+async def test_killed_at_a_step_a_job_ends_once(site: Site, when: str, step: str) -> None:
+    job = await through_a_crash(site, when, step, "sleep 0.3; echo done", 0)
+    assert len(ends(job)) == 1, job.events
+    assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+
+
+@pytest.mark.parametrize(("when", "step"), IN_A_WINDOW)
+async def test_killed_in_the_window_of_the_claim_no_job_is_lost(site: Site, when: str, step: str) -> None:
+    job = await through_a_crash(site, when, step, "echo done", 0)
+    assert 1 <= len(ends(job)) <= 2, job.events
+    assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+
+
+@pytest.mark.parametrize(("when", "step"), IN_A_RETRY)
+async def test_killed_at_a_retry_the_job_is_tried_again_and_ends_once(site: Site, when: str, step: str) -> None:
+    job = await through_a_crash(site, when, step, "test $JOB_ATTEMPT = 2", 1)
+    assert len(ends(job)) == 1, job.events
+    assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
