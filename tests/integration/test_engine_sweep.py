@@ -9,6 +9,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
+from runner.adapters.docker import engine as engine_module
 from runner.adapters.docker.files import JobFolder
 
 pytestmark = pytest.mark.engine
@@ -86,6 +87,22 @@ async def test_a_container_that_somebody_else_removed_is_counted_out(house: Hous
         assert (await waiting).lost == "its container was removed from outside"
     await house.engine.discard(attempt)
     assert (house.log.created, house.log.removed) == (1, 1)
+
+
+async def test_files_that_resist_are_counted_until_they_are_gone(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, faults = JobFolder.remove, [OSError("busy"), OSError("still busy")]
+
+    def resist(folder: JobFolder) -> None:
+        if faults:
+            raise faults.pop()
+        remove(folder)
+
+    monkeypatch.setattr(engine_module, "_FILES_PAUSE", 0.01)
+    monkeypatch.setattr(JobFolder, "remove", resist)
+    async with asyncio.timeout(30):
+        assert (await house.run("true")).code == 0
+    assert house.folders() == set()
+    assert house.log.cleanups_failed == 2
 
 
 async def test_a_container_that_nobody_accounts_for_is_seen_while_there_is_no_job(house: House) -> None:

@@ -53,6 +53,7 @@ class DockerEngine:
         client: EngineClient,
         removal: Removal,
         census: Census,
+        observer: EngineObserver,
         site: Site,
         nonces: Nonces,
         jobs: Path,
@@ -61,6 +62,7 @@ class DockerEngine:
         self.client = client
         self._removal = removal
         self._census = census
+        self._observer = observer
         self._site = site
         self._nonces = nonces
         self._jobs = jobs
@@ -182,6 +184,7 @@ class DockerEngine:
             try:
                 return folder.remove()
             except OSError as error:
+                self._observer.cleanup_failed()
                 _LOG.warning("a job's files could not be removed yet", extra={"problem": str(error)})
             await asyncio.sleep(_FILES_PAUSE)
 
@@ -211,6 +214,7 @@ async def open_engine(
             client=client,
             removal=removal,
             census=census,
+            observer=observer,
             site=site,
             nonces=Nonces(state_dir / "secret"),
             jobs=jobs,
