@@ -193,6 +193,11 @@ class Submitter:
         declared = await self.channel.declare_queue(f"{self.ns}.{queue}", passive=True)
         return declared.declaration_result.message_count or 0
 
+    async def listeners(self, queue: str) -> int:
+        """How many consumers a queue has."""
+        declared = await self.channel.declare_queue(f"{self.ns}.{queue}", passive=True)
+        return declared.declaration_result.consumer_count or 0
+
     async def purge(self, queue: str) -> int:
         """Throw away what a queue has ready; how many messages that were."""
         found = await self.channel.get_queue(f"{self.ns}.{queue}", ensure=False)

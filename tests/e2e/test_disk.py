@@ -84,6 +84,11 @@ async def test_no_job_is_taken_while_the_disk_is_nearly_full(at: OpenSite, tmp_p
                         return any(problem.startswith("disk: ") for problem in await daemon.problems())
 
                     await eventually(full, "the worker says that the disk is full")
+
+                    async def listens_no_more() -> bool:
+                        return await acme.listeners("q.default.normal") == 0
+
+                    await eventually(listens_no_more, "the worker takes no jobs")
                     job = await acme.submit(["true"])
 
                     async def waits() -> bool:
