@@ -117,6 +117,7 @@ class FakeLease:
     number: int
     lost: int
     given_back: int
+    deferrals: int
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     known: asyncio.Event = field(default_factory=asyncio.Event)
     danger: asyncio.Event = field(default_factory=asyncio.Event)
@@ -133,6 +134,11 @@ class FakeLease:
 
     async def endangered(self, ahead: timedelta) -> None:  # noqa: ARG002 - the port's; here a test says when
         await self.danger.wait()
+
+    async def bury(self, code: DeadCode, reason: str) -> None:
+        await asyncio.sleep(0)
+        self.delivery.dead = (code, reason)
+        self.delivery.diary.note(f"bury {self.delivery.id}")
 
     async def settle(self) -> None:
         await self.delivery.end("settle")
@@ -205,14 +211,17 @@ class FakeDelivery:
         await self.claimable.wait()
         await self._settle("claim")
         self.taken_by = claim
-        self.lease = FakeLease(delivery=self, number=self.number, lost=self.lost, given_back=self.given_back)
+        self.lease = self._lease(number=self.number, lost=self.lost)
         return self.lease
 
     async def resume(self, claim: str) -> Lease:
         await self._settle("claim")
         self.taken_by = claim
-        self.lease = FakeLease(delivery=self, number=self.number - 1, lost=self.lost - 1, given_back=self.given_back)
+        self.lease = self._lease(number=self.number - 1, lost=self.lost - 1)
         return self.lease
+
+    def _lease(self, *, number: int, lost: int) -> FakeLease:
+        return FakeLease(delivery=self, number=number, lost=lost, given_back=self.given_back, deferrals=self.deferrals)
 
     async def bury(self, code: DeadCode, reason: str) -> None:
         await self._settle("bury")
@@ -317,7 +326,7 @@ class FakeIntake:
             delivery.check()
 
     def _done(self, delivery: FakeDelivery) -> None:
-        if delivery.how == "bury":
+        if delivery.dead is not None:
             self.dead.append(delivery)
         if delivery.how == "release":
             self._again(delivery, fresh=delivery.fresh)

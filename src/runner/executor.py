@@ -11,7 +11,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from runner.errors import EngineError, ImageMissing, JournalError, NeverStarted, StartError
+from runner.errors import (
+    DeferredError,
+    EngineError,
+    ImageMissing,
+    JournalError,
+    NeverStarted,
+    RejectedError,
+    StartError,
+)
 from runner.job import (
     PROGRESS_MAX,
     Attempt,
@@ -108,7 +116,11 @@ class Run:
             self._hurry.set()
 
     async def execute(self) -> JobResult:
-        """Run the job to its end and say how it ended. Raises `ImageMissing`; every other failure is a result."""
+        """Run the job to its end and say how it ended.
+
+        Raises `ImageMissing`, `DeferredError` or `RejectedError` for a job that is not to start here, or anywhere;
+        every other failure is a result.
+        """
         try:
             end = await self._run()
         except ImageMissing:
@@ -358,7 +370,7 @@ async def _outcome_of(launch: Awaitable[Container]) -> Container | Exception:
     """A launch's outcome as a value, so that a task group does not wrap its errors."""
     try:
         return await launch
-    except (EngineError, StartError) as error:
+    except (DeferredError, EngineError, RejectedError, StartError) as error:
         return error
 
 

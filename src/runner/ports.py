@@ -111,6 +111,10 @@ class Lease(Protocol):
     def given_back(self) -> int:
         """How often a worker on its way out stopped the job before."""
 
+    @property
+    def deferrals(self) -> int:
+        """How often the job was passed on since it was last started or taken from its submitter."""
+
     async def ours(self) -> bool:
         """Whether nobody has taken the job over; waits for as long as the broker cannot tell."""
 
@@ -119,6 +123,9 @@ class Lease(Protocol):
 
     async def endangered(self, ahead: timedelta) -> None:
         """Return when we are cut off, and another worker may have the job `ahead` from now."""
+
+    async def bury(self, code: DeadCode, reason: str) -> None:
+        """Send the job's message, byte for byte, to the dead letters. The lease stays: `settle` has to follow."""
 
     async def settle(self) -> None:
         """The job's `finished` is confirmed: forget the job."""

@@ -255,6 +255,30 @@ async def test_a_job_that_is_buried_is_kept_byte_for_byte(house: House) -> None:
     await house.is_empty()
 
 
+async def test_a_job_that_is_buried_under_its_lease_is_kept_byte_for_byte(house: House) -> None:
+    body = b'{"id": "a",  "stack":"busybox", "payload": "\xc3\xa9" }'
+    await house.submit(body)
+    lease = await (await house.take()).claim("c1")
+    await lease.bury(DeadCode.REJECTED, "its code is no archive")
+    await lease.settle()
+    assert await house.dead() == (DeadCode.REJECTED, "its code is no archive", body)
+    await house.is_empty()
+
+
+async def test_a_job_is_passed_on_under_leases_as_often_as_it_says(house: House) -> None:
+    await house.put()
+    for passed in range(3):
+        lease = await (await house.take()).claim(f"c{passed}")
+        assert lease.deferrals == passed
+        await lease.defer(NOW)
+    lease = await (await house.take()).claim("c3")
+    await lease.retry(NOW, Blame.JOB)
+    lease = await (await house.take()).claim("c4")
+    assert lease.deferrals == 0
+    await lease.settle()
+    await house.is_empty()
+
+
 async def test_a_job_that_is_released_is_where_it_was(house: House) -> None:
     await house.put()
     delivery = await house.take()

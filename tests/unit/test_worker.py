@@ -30,7 +30,7 @@ from tests.fakes import (
 )
 
 from runner.capacity import NOTHING, Budget, Capacity, Claim
-from runner.errors import BrokerError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
+from runner.errors import BrokerError, DeferredError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
 from runner.job import (
     Attempt,
     Blame,
@@ -49,7 +49,8 @@ from runner.job import (
 )
 from runner.plan import Policy
 from runner.ports import ClaimRecord, OnOutput, Vanished
-from runner.worker import Outside, Rules, Worker
+from runner.worker import Worker
+from runner.workplace import Outside, Rules
 
 MIB = 2**20
 ENDS = ("ends",)
@@ -420,6 +421,38 @@ async def test_a_job_whose_image_is_gone_is_passed_on_from_its_lease() -> None:
     assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.DEFERRED]
     assert house.diary.order("defer a", "write ended a") == ["defer a", "write ended a"]
     assert house.observer.deferrals == 1
+
+
+async def test_a_job_that_nothing_can_be_prepared_for_is_passed_on_more_slowly_each_time() -> None:
+    house = House(scripts={RUNS: Script(error=DeferredError("its code cannot be fetched"))})
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=RUNS), deferrals=3)
+        await settled(delivery)
+    assert (delivery.how, delivery.delay) == ("defer", timedelta(seconds=8))
+
+
+async def test_a_job_is_not_passed_on_for_ever_from_its_lease() -> None:
+    house = House(scripts={RUNS: Script(error=DeferredError("its code cannot be fetched"))})
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=RUNS), deferrals=1000)
+        await settled(delivery)
+    assert delivery.dead is not None
+    assert delivery.dead[1].startswith("its code cannot be fetched; passed on for ")
+    assert house.events.outcome("a") is Outcome.REJECTED
+
+
+async def test_a_job_that_is_found_to_be_wrong_when_it_starts_is_rejected() -> None:
+    house = House(scripts={RUNS: Script(error=RejectedError("code: its archive has a device, x/null"))})
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=RUNS))
+        await settled(delivery)
+    assert (delivery.how, delivery.dead) == ("settle", (DeadCode.REJECTED, "code: its archive has a device, x/null"))
+    assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.REJECTED, EventKind.FINISHED]
+    order = ("bury a", "write finished a", "settle a")
+    assert house.diary.order(*order) == list(order)
+    last = house.events.of("a")[-1].result
+    assert last is not None
+    assert (last.verdict.outcome, last.verdict.blame) == (Outcome.REJECTED, Blame.REQUEST)
 
 
 # The engine's failures

@@ -34,7 +34,8 @@ from runner.ports import OpenClaim, QueueKey
 from runner.settings import Restart, Settings, load_settings
 from runner.stacks.catalog import Catalog
 from runner.stacks.images import open_images
-from runner.worker import Outside, Rules, Worker
+from runner.worker import Worker
+from runner.workplace import Outside, Rules
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from runner.ports import Lease, QueueKey, Vanished
 
 _SMUGGLED = "was dead-lettered into the exchange of submissions, whose permissions its sender so went round"
 _DOTS = 2
+_JSON = "application/json"
 _POISON_AT = 15
 """Deliveries of one message after which a worker buries it, before the broker does so without a word."""
 
@@ -58,7 +59,7 @@ class Passport:
         return aio_pika.Message(
             self.body,
             headers={**headers, **{Header[name.upper()]: value for name, value in more.items()}},
-            content_type="application/json",
+            content_type=_JSON,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=new_id(),
             reply_to=self.reply_to,
@@ -100,7 +101,7 @@ class Desk:
         """The delivery in a lease that its holder let go of: a job that was lost once more."""
         delivery = self.open(message, None, ack)
         if delivery.passport is not None:
-            delivery.passport = replace(delivery.passport, lost=delivery.lost + 1)
+            delivery.passport = replace(delivery.passport, lost=delivery.lost + 1, deferrals=0)
         worker, claim = message.headers.get(Header.WORKER), message.headers.get(Header.CLAIM)
         delivery.vanished = Vanished(worker=str(worker), claim=str(claim))
         return delivery
@@ -215,7 +216,7 @@ class JobDelivery:
 
     async def claim(self, claim: str) -> Lease:
         """Take a lease, then ack: from here on the job is ours until the lease expires."""
-        passport = replace(self._passport, attempts=self.number, deferrals=0)
+        passport = replace(self._passport, attempts=self.number)
         hold = await self.desk.leases.acquire(claim, passport.message)
         try:
             await self._acked()
@@ -232,20 +233,13 @@ class JobDelivery:
     async def bury(self, code: DeadCode, reason: str) -> None:
         """Send the body, byte for byte, to the dead letters, then ack."""
         came_by = self.message.routing_key or ""
-        letter = aio_pika.Message(
-            self.message.body,
-            headers={
-                DeadHeader.REASON: reason[:4000],
-                DeadHeader.CODE: code.value,
-                DeadHeader.FROM: came_by if self.fresh or self.passport is None else str(self.passport.route),
-                DeadHeader.ID: self.submission.key.id if isinstance(self.submission, Job) else self.submission.id,
-            },
+        letter = _Letter(
+            body=self.message.body,
             content_type=self.message.content_type,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            message_id=new_id(),
-            timestamp=datetime.now(UTC),
+            came_by=came_by if self.fresh or self.passport is None else str(self.passport.route),
+            id=self.submission.key.id if isinstance(self.submission, Job) else self.submission.id,
         )
-        await self.desk.publisher.publish_surely(self.desk.names.dead, "", letter, mandatory=True)
+        await letter.send(self.desk, code, reason)
         await self._acked()
 
     async def drop(self) -> None:
@@ -304,6 +298,11 @@ class JobLease:
         """How often a worker on its way out stopped the job before."""
         return self.passport.given_back
 
+    @property
+    def deferrals(self) -> int:
+        """How often the job was passed on in a row."""
+        return self.passport.deferrals
+
     async def ours(self) -> bool:
         """Whether nobody has taken the job over; waits while the broker cannot tell."""
         return await self.hold.ours()
@@ -316,6 +315,17 @@ class JobLease:
         """Return when another worker may have the job, `ahead` from now, because we are cut off."""
         await self.hold.endangered(ahead)
 
+    async def bury(self, code: DeadCode, reason: str) -> None:
+        """Send the job's message to the dead letters; the lease stays until it is settled."""
+        passport = self.passport
+        letter = _Letter(
+            body=passport.body,
+            content_type=_JSON,
+            came_by=str(passport.route),
+            id=passport.submitted_as or "",
+        )
+        await letter.send(self.desk, code, reason)
+
     async def settle(self) -> None:
         """Forget the job."""
         self.over = True
@@ -325,7 +335,7 @@ class JobLease:
         """Publish the job again, then forget this claim."""
         lost = self.lost + (blame is Blame.PLATFORM)
         given_back = self.given_back + (blame is Blame.NONE)
-        passport = replace(self.passport, lost=lost, given_back=given_back)
+        passport = replace(self.passport, lost=lost, given_back=given_back, deferrals=0)
         await send_later(self.desk, passport, delay)
         self.over = True
         await self.hold.give_up()
@@ -341,6 +351,34 @@ class JobLease:
         await send_later(self.desk, passport, delay)
         self.over = True
         await self.hold.give_up()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Letter:
+    """A message on its way to the dead letters, with where it came from and whose it is."""
+
+    body: bytes
+    content_type: str | None
+    came_by: str
+    id: str
+
+    async def send(self, desk: Desk, code: DeadCode, reason: str) -> None:
+        """Return when the broker has it."""
+        headers: dict[str, str] = {
+            DeadHeader.REASON: reason[:4000],
+            DeadHeader.CODE: code.value,
+            DeadHeader.FROM: self.came_by,
+            DeadHeader.ID: self.id,
+        }
+        message = aio_pika.Message(
+            self.body,
+            headers={**headers},
+            content_type=self.content_type,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            message_id=new_id(),
+            timestamp=datetime.now(UTC),
+        )
+        await desk.publisher.publish_surely(desk.names.dead, "", message, mandatory=True)
 
 
 def plain_ack(message: AbstractIncomingMessage) -> Ack:
