@@ -26,6 +26,7 @@ COMMANDS = [
     "check",
     "submit",
     "run",
+    "exec",
     "logs",
     "status",
     "jobs",
@@ -126,11 +127,11 @@ def test_errors_have_exit_codes_and_a_line_for_each_fault(error: BaseException, 
     assert result.stderr == "".join(f"runner: {line}\n" for line in str(error).splitlines())
 
 
-@pytest.mark.parametrize("command", ["serve", "submit", "run", "cancel", "reap", "check"])
+@pytest.mark.parametrize("command", ["serve", "submit", "run", "exec", "cancel", "reap", "check"])
 def test_a_broken_configuration_is_told_a_line_a_fault(command: str, tmp_path: Path) -> None:
     file = tmp_path / "runner.toml"
     file.write_text('[worker]\nnmae = "a"\n[capacity]\ncpus = "many"\n')
-    words = {"submit": ["--stack=s"], "run": ["--stack=s"], "cancel": ["id"]}.get(command, [])
+    words = {"submit": ["--stack=s"], "run": ["--stack=s"], "exec": ["--stack=s"], "cancel": ["id"]}.get(command, [])
     code, out, told = invoke(command, *words, RUNNER_CONFIG=str(file))
     assert code == Exit.CONFIG
     faults = (out + told).splitlines()
@@ -139,7 +140,7 @@ def test_a_broken_configuration_is_told_a_line_a_fault(command: str, tmp_path: P
     assert any('capacity.cpus: "many" is not a number' in fault for fault in faults)
 
 
-@pytest.mark.parametrize("command", ["submit", "run"])
+@pytest.mark.parametrize("command", ["submit", "run", "exec"])
 def test_a_mistake_in_a_job_is_told_before_the_broker_is_asked(command: str) -> None:
     code, out, told = invoke(command, "--memory", "lots", "--", "ls")
     assert (code, out) == (Exit.USAGE, "")

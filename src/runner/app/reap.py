@@ -12,6 +12,7 @@ from runner.adapters.docker.sweep import GRACE
 from runner.adapters.journal import journal_exists, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
+from runner.app.local import clear_killed
 from runner.errors import EngineGone
 from runner.ports import OpenClaim
 from runner.settings import Settings
@@ -32,7 +33,7 @@ class Reaped:
 
 
 async def reap(settings: Settings) -> Reaped:
-    """Remove every container of this worker, and their files.
+    """Remove every container of this worker, and of local runs that were killed, and their files.
 
     Raises `ConfigError` while a daemon holds the worker's lock, `EngineError` when the engine does not answer.
     """
@@ -42,7 +43,8 @@ async def reap(settings: Settings) -> Reaped:
         async with open_engine(url=settings.engine.url, worker=worker, state_dir=state_dir, observer=metrics) as opened:
             found = await opened.sweep.found()
             left = await opened.sweep.once(grace=timedelta(0))
-    return Reaped(removed=max(0, len(found) - left), left=left)
+    killed = await clear_killed(settings)
+    return Reaped(removed=max(0, len(found) - left) + killed, left=left)
 
 
 async def reap_expired(settings: Settings) -> Reaped:
@@ -67,10 +69,11 @@ async def reap_expired(settings: Settings) -> Reaped:
             serves = WorkerLock(settings.worker.state_dir).held()
             wanted = await _wanted(settings, found, serves=serves)
             left = await opened.sweep.clear(found, wanted, grace=GRACE if serves else timedelta(0))
+            killed = await clear_killed(settings)
     except TimeoutError:
         raise EngineGone(f"the engine did not remove everything within {_LIMIT.total_seconds():.0f} s") from None
     young = 0 if serves else len(left)
-    return Reaped(removed=len({container.name for container in found} - wanted - left), left=young)
+    return Reaped(removed=len({container.name for container in found} - wanted - left) + killed, left=young)
 
 
 async def _wanted(settings: Settings, found: Sequence[Listed], *, serves: bool) -> frozenset[str]:

@@ -23,13 +23,13 @@ from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.app.debts import Debts
 from runner.app.knowledge import WorkerKnowledge
+from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import new_ordered_id
 from runner.errors import ConfigError, JournalError
 from runner.fairness import Fairness, Share
 from runner.job import JobKey, Json
-from runner.plan import Policy
 from runner.ports import OpenClaim, QueueKey
 from runner.settings import Restart, Settings, load_settings
 from runner.stacks.catalog import Catalog
@@ -248,7 +248,7 @@ class Daemon:
         )
         rules = Rules(
             name=settings.worker.name,
-            policy=_policy(settings),
+            policy=policy_of(settings),
             max_lost=settings.worker.max_lost,
             max_deferred=settings.worker.max_deferred,
             drain_timeout=settings.worker.drain_timeout,
@@ -415,18 +415,6 @@ def _shares(settings: Settings) -> dict[str, Share]:
     return {
         name: Share(weight=tenant.weight, max_running=tenant.max_running) for name, tenant in settings.tenants.items()
     }
-
-
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        default=settings.limits.default,
-        maximum=settings.limits.max,
-        cpus=settings.capacity.cpus,
-        memory=settings.capacity.memory,
-        tenant_stacks={
-            name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
-        },
-    )
 
 
 def _free(worker: Worker) -> dict[str, Json]:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "check": "Check this machine, the broker and the engine: a line each.",
     "submit": "Submit a job and print its id.",
     "run": "Submit a job, show its log, and exit with its code.",
+    "exec": "Run a job here and now, with no broker.",
     "logs": "Show a job's log.",
     "status": "Tell where a job is, or how it ended.",
     "jobs": "List the jobs that the workers have, and those they had last.",

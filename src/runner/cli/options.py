@@ -71,7 +71,7 @@ def _job_file(_: click.Context, option: click.Parameter, value: str | None) -> d
     return message
 
 
-_TENANT = click.option(
+TENANT = click.option(
     "--tenant", envvar="RUNNER_TENANT", default="default", show_default="$RUNNER_TENANT or default", help="Whose job."
 )
 URL = click.option("--url", help="The broker's address instead of that in the settings ($RUNNER_AMQP__URL).")
@@ -116,7 +116,7 @@ def job_options(function: F) -> F:
 
 def broker_options(function: F) -> F:
     """`--tenant` and `--url`."""
-    return _decorated(function, (_TENANT, URL))
+    return _decorated(function, (TENANT, URL))
 
 
 def _decorated(function: F, decorators: tuple[Callable[[Any], Any], ...]) -> F:

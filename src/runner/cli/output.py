@@ -26,7 +26,7 @@ async def show_log(batches: AsyncIterator[LogBatch], reader: LineReader) -> None
     async for batch in batches:
         lines = list(reader.read(batch))
         # Whoever reads us may be slow, and the connection has to live on.
-        await asyncio.to_thread(_write_lines, lines)
+        await asyncio.to_thread(write_lines, lines)
         unfinished = lines[-1].partial if lines else unfinished
     if unfinished and sys.stdout.isatty():
         click.echo(err=True)
@@ -42,7 +42,7 @@ async def show_json(job: SubmittedJob, shown: set[str] | None = None) -> None:
         async for event in job.events():
             if event.finished:
                 await logs
-            await asyncio.to_thread(_write, sys.stdout.buffer, _text(event.body))
+            await asyncio.to_thread(write_json, _text(event.body))
 
 
 def tell_end(result: Result) -> None:
@@ -61,14 +61,20 @@ async def show_batches(batches: AsyncIterator[LogBatch], shown: set[str]) -> Non
         digest = sha256(raw).hexdigest()
         if digest not in shown:
             shown.add(digest)
-            await asyncio.to_thread(_write, sys.stdout.buffer, raw + b"\n")
+            await asyncio.to_thread(write_json, raw)
 
 
 def _text(body: object) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _write_lines(lines: Sequence[Line]) -> None:
+def write_json(text: bytes) -> None:
+    """Write an object of JSON as a line of its own. Blocks while nobody reads."""
+    _write(sys.stdout.buffer, text + b"\n")
+
+
+def write_lines(lines: Sequence[Line]) -> None:
+    """Write lines where the job wrote them. Blocks while nobody reads."""
     for ours, part in groupby(lines, key=lambda line: line.stream is Stream.OUT):
         text = "".join(line.text if line.partial else f"{line.text}\n" for line in part)
         _write(sys.stdout.buffer if ours else sys.stderr.buffer, text.encode(errors="replace"))

@@ -1,0 +1,285 @@
+"""One job, run here and now with no broker: the same sandbox, limits, environment and words as in the daemon."""
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from runner import __version__
+from runner.adapters.docker.engine import OpenEngine, open_engine
+from runner.adapters.journal import SqliteJournal, open_journal
+from runner.adapters.lock import WorkerLock
+from runner.adapters.metrics import Metrics
+from runner.codec import Envelope, Notice, decode_job, encode_event, new_ordered_id, parse_route
+from runner.errors import ConfigError, DeferredError, ImageMissing, RejectedError
+from runner.executor import Run
+from runner.job import (
+    Attempt,
+    Blame,
+    Choices,
+    EventKind,
+    Invalid,
+    Job,
+    JobKey,
+    JobResult,
+    Outcome,
+    Plan,
+    Stack,
+    StopReason,
+    Times,
+    Verdict,
+)
+from runner.plan import Policy, check_request, make_plan
+from runner.ports import Batch, ClaimRecord, Event, Stacks
+from runner.settings import Settings
+from runner.timeline import Timeline
+
+_FOLDER = "exec"
+_NAME_MAX = 40
+_YOUNG = timedelta(minutes=1)
+"""How long a folder that nobody has locked is left alone: its owner may be about to."""
+_WAITING_MOST = 64
+"""Batches that wait for whoever reads us before the job's log is held back, and cut as its limit says."""
+
+Show = Callable[[Notice | Batch], None]
+"""Takes what would be published, in order, on a thread of its own: it may block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupts:
+    """Set by whoever wants the job to end: the first cancels it, the second leaves out its grace."""
+
+    first: asyncio.Event = field(default_factory=asyncio.Event)
+    second: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Told:
+    """The ports `Events` and `LogSink`: everything goes to `show`, one after the other."""
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._queue: asyncio.Queue[Notice | Batch | None] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def pass_on(self) -> None:
+        """Show what was told, until `close`."""
+        while (item := await self._queue.get()) is not None:
+            await asyncio.to_thread(self._show, item)
+            if self._queue.qsize() < _WAITING_MOST:
+                self._room.set()
+
+    def close(self) -> None:
+        """Nothing more will be told."""
+        self._queue.put_nowait(None)
+
+    async def publish(self, event: Event) -> None:
+        """Have it shown before this process ends, which is as safe as it gets."""
+        self._queue.put_nowait(encode_event(event))
+
+    def offer(self, batch: Batch) -> None:
+        """Have it shown."""
+        self._queue.put_nowait(batch)
+        if self._queue.qsize() >= _WAITING_MOST:
+            self._room.clear()
+
+    async def room(self, claim: str) -> None:  # noqa: ARG002 - there is one claim
+        """Return when whoever reads us is not far behind."""
+        await self._room.wait()
+
+    def confirmed(self, claim: str) -> int:  # noqa: ARG002
+        """Nothing: no later life goes on with the log."""
+        return 0
+
+    async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:  # noqa: ARG002 - nothing gets lost here
+        """Whoever reads us gets all of it, however slow they are."""
+        return True
+
+    def forget(self, claim: str) -> None:
+        """Nothing more comes; what waits is shown all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """A worker for single jobs, with a name and a folder of its own. Made by `open_local`."""
+
+    worker: str
+    house: OpenEngine
+    journal: SqliteJournal
+    metrics: Metrics
+
+    async def run(self, job: Job, stacks: Stacks, policy: Policy, show: Show, interrupts: Interrupts) -> JobResult:
+        """Run the job to its end; how it ended. Raises `EngineError` when the engine does not know the stack's image.
+
+        What concerns when and how often a job starts (delay, retries …) is left out: this is one attempt, now.
+        """
+        stack, plan = await _choose(job, stacks, policy)
+        told = _Told(show)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(told.pass_on())
+            try:
+                timeline = Timeline(
+                    events=told,
+                    tasks=tasks,
+                    now=_now,
+                    submission=job,
+                    worker=self.worker,
+                    claim=new_ordered_id(_now()).replace("-", ""),
+                    attempt=1 if isinstance(plan, Plan) else 0,
+                    stack=stack,
+                )
+                if isinstance(plan, Plan):
+                    result = await self._run(plan, timeline, told, interrupts)
+                else:
+                    timeline.tell(EventKind.REJECTED, reason=plan.reason)
+                    result = _ended(job, plan)
+                timeline.tell(EventKind.FINISHED, result=result)
+                await timeline.told()
+            finally:
+                told.close()
+        return result
+
+    async def _run(self, plan: Plan, timeline: Timeline, told: _Told, interrupts: Interrupts) -> JobResult:
+        attempt = Attempt(plan=plan, worker=self.worker, claim=timeline.claim, number=1)
+        claimed = timeline.claimed = _now()
+        record = ClaimRecord(
+            claim=attempt.claim,
+            key=plan.job.key,
+            container_name=attempt.container_name,
+            attempt=1,
+            claimed=claimed,
+            choices=Choices.of(plan),
+        )
+        await self.journal.claimed(record)
+        timeline.tell(EventKind.CLAIMED)
+        run = Run(
+            attempt=attempt,
+            claimed=claimed,
+            engine=self.house.engine,
+            log_sink=told,
+            journal=self.journal,
+            observer=self.metrics,
+            timeline=timeline,
+            now=_now,
+        )
+        obeying = timeline.tasks.create_task(_obey(run, interrupts))
+        try:
+            return await run.execute()
+        except ImageMissing as error:
+            return _ended(plan.job, Verdict(outcome=Outcome.LOST, reason=str(error), blame=Blame.PLATFORM))
+        except (RejectedError, DeferredError) as error:
+            return _ended(plan.job, _refusal(error))
+        finally:
+            obeying.cancel()
+            await self.house.engine.discard(attempt)
+
+
+@asynccontextmanager
+async def open_local(settings: Settings) -> AsyncIterator[Local]:
+    """A worker of its own beside the daemon; at the end nothing is left of it.
+
+    Each has a folder `<state_dir>/exec/<worker>` whose lock says that it lives: what a killed one leaves is found and
+    removed by the next one, and by `runner reap --expired`. Raises `EngineError` when the engine does not answer, and
+    `ConfigError` when the folder cannot be written.
+    """
+    await clear_killed(settings)
+    worker = _own_name(settings.worker.name)
+    folder = settings.worker.state_dir / _FOLDER / worker
+    with WorkerLock(folder).hold():
+        try:
+            async with _open(settings, folder) as local:
+                await local.house.sweep.once(grace=timedelta(0))  # another process may have had our number
+                yield local
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+async def clear_killed(settings: Settings) -> int:
+    """Remove what local workers left that were killed: how many containers that were. Raises `EngineError`."""
+    removed = 0
+    for folder in _killed(settings.worker.state_dir / _FOLDER):
+        try:
+            with WorkerLock(folder).hold():
+                async with _open(settings, folder) as local:
+                    removed += len(await local.house.sweep.found())
+                    await local.house.sweep.once(grace=timedelta(0))
+                shutil.rmtree(folder, ignore_errors=True)
+        except ConfigError:
+            continue  # somebody else is at it
+    return removed
+
+
+def local_job(message: Mapping[str, Any], routing_key: str) -> Job:
+    """The job in a message, read as a worker would. Raises `RejectedError` with what the worker would say."""
+    now = _now()
+    try:
+        route = parse_route(routing_key)
+    except ValueError as error:
+        raise RejectedError(str(error)) from error
+    envelope = Envelope(route=route, message_id=new_ordered_id(now))
+    job = decode_job(json.dumps(dict(message)).encode(), envelope, now)
+    if isinstance(job, Invalid):
+        raise RejectedError(job.reason)
+    return job
+
+
+@asynccontextmanager
+async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
+    metrics = Metrics(version=__version__, installed=lambda: ())
+    async with (
+        open_journal(folder, _now) as journal,
+        open_engine(url=settings.engine.url, worker=folder.name, state_dir=folder, observer=metrics) as house,
+    ):
+        await house.client.ping()
+        yield Local(worker=folder.name, house=house, journal=journal, metrics=metrics)
+
+
+def _own_name(worker: str) -> str:
+    suffix = f"-exec-{os.getpid()}"
+    return worker[: _NAME_MAX - len(suffix)] + suffix
+
+
+def _killed(folder: Path) -> list[Path]:
+    """The folders of those that live no more."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    latest = time.time() - _YOUNG.total_seconds()
+    return [path for path in found if path.stat().st_mtime < latest and not WorkerLock(path).held()]
+
+
+async def _obey(run: Run, interrupts: Interrupts) -> None:
+    await interrupts.first.wait()
+    run.stop(StopReason.CANCELLED, "interrupted at the terminal")
+    await interrupts.second.wait()
+    run.stop(StopReason.CANCELLED, at_once=True)
+
+
+async def _choose(job: Job, stacks: Stacks, policy: Policy) -> tuple[Stack | None, Plan | Verdict]:
+    """The stack and the plan, or why there is none: nobody else could run it, so what is passed on is refused here."""
+    stack = None
+    try:
+        check_request(job, policy)
+        stack = await stacks.resolve(job.stack)
+        return stack, make_plan(job, stack, policy)
+    except (RejectedError, DeferredError) as error:
+        return stack, _refusal(error)
+
+
+def _refusal(error: RejectedError | DeferredError) -> Verdict:
+    by_request = isinstance(error, RejectedError) and not error.operator
+    blame = Blame.REQUEST if by_request else Blame.OPERATOR
+    return Verdict(outcome=Outcome.REJECTED, reason=error.reason, blame=blame)
+
+
+def _ended(job: Job, verdict: Verdict) -> JobResult:
+    return JobResult(verdict=verdict, times=Times(published=job.published, ended=_now()))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,17 @@
+"""What the operator of this machine lays down for jobs, from the settings."""
+
+from runner.plan import Policy
+from runner.settings import Settings
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Defaults, maxima, the machine's size, and which tenant may use which stacks."""
+    return Policy(
+        default=settings.limits.default,
+        maximum=settings.limits.max,
+        cpus=settings.capacity.cpus,
+        memory=settings.capacity.memory,
+        tenant_stacks={
+            name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
+        },
+    )

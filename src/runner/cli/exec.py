@@ -1,0 +1,102 @@
+"""`runner exec`."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from runner.app.exec import exec_job
+from runner.app.local import Interrupts, local_job
+from runner.cli.exits import exit_code_of
+from runner.cli.options import JSON, TENANT, job_message, job_options
+from runner.cli.output import log_reader, tell_end, write_json, write_lines
+from runner.client.messages import Result, decode_batch, decode_event, decode_result
+from runner.codec import Notice, encode_batch
+from runner.job import EventKind, Job
+from runner.ports import Batch
+from runner.settings import Settings, load_settings
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@job_options
+@TENANT
+@JSON
+@click.pass_context
+def command(
+    ctx: click.Context, /, *, message: dict[str, Any], command: tuple[str, ...], as_json: bool, **options: Any
+) -> None:
+    """Run a job here and now, with no broker.
+
+    In the same sandbox, with the same limits and environment, as the daemon of this machine would run it, once: what
+    says when or how often a job starts is left out. The first Ctrl-C cancels it, the second leaves out its grace.
+    Exit codes: as of run.
+    """
+    settings = load_settings(os.environ)
+    job = local_job(
+        job_message(message, command, options), f"{options['pool']}.{options['priority']}.{options['tenant']}"
+    )
+    ctx.exit(exit_code_of(asyncio.run(_exec(settings, job, as_json=as_json))))
+
+
+async def _exec(settings: Settings, job: Job, *, as_json: bool) -> Result:
+    shown = _Shown()
+    with _interrupts() as interrupts:
+        await exec_job(settings, job, shown.as_json if as_json else shown.as_text, interrupts)
+    if shown.result is None:
+        raise AssertionError("a job has ended without a result")
+    tell_end(shown.result)
+    return shown.result
+
+
+class _Shown:
+    """Shows what a job tells as `run` does, and keeps its result."""
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+        self._reader = log_reader()
+
+    def as_json(self, told: Notice | Batch) -> None:
+        """Events and batches as they would be published."""
+        self._note(told)
+        write_json(told.body.encode() if isinstance(told, Notice) else encode_batch(told))
+
+    def as_text(self, told: Notice | Batch) -> None:
+        """The log."""
+        self._note(told)
+        if isinstance(told, Batch):
+            write_lines(list(self._reader.read(decode_batch(encode_batch(told)))))
+
+    def _note(self, told: Notice | Batch) -> None:
+        if isinstance(told, Notice) and told.kind is EventKind.FINISHED:
+            self.result = decode_result(decode_event(told.body.encode()))
+
+
+@contextmanager
+def _interrupts() -> Iterator[Interrupts]:
+    """The first two signals; a third one ends us as the system does, and the next `reap` removes what is left."""
+    loop = asyncio.get_running_loop()
+    interrupts = Interrupts()
+
+    def ask() -> None:
+        if not interrupts.first.is_set():
+            click.echo("runner: cancelling the job; once more leaves out its grace", err=True)
+            interrupts.first.set()
+            return
+        interrupts.second.set()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield interrupts
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
