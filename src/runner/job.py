@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType
 
+from runner.destination import Destination
+
 Bytes = NewType("Bytes", int)
 """A size in bytes."""
 
@@ -240,6 +242,7 @@ class Stack:
     uid: int = 65534
     gid: int = 65534
     network: Network = Network.NONE
+    allow: tuple[Destination, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     limits: LimitsRequest = LimitsRequest()
     read_only: bool = True
@@ -257,6 +260,7 @@ class Plan:
     stack: Stack
     command: tuple[str, ...]
     limits: Limits
+    network: Network = Network.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,15 +270,16 @@ class Choices:
     stack: Stack
     command: tuple[str, ...]
     limits: Limits
+    network: Network = Network.NONE
 
     @classmethod
     def of(cls, plan: Plan) -> "Choices":
         """The choices that were made in a plan."""
-        return cls(stack=plan.stack, command=plan.command, limits=plan.limits)
+        return cls(stack=plan.stack, command=plan.command, limits=plan.limits, network=plan.network)
 
     def plan(self, job: Job) -> Plan:
         """The plan again."""
-        return Plan(job=job, stack=self.stack, command=self.command, limits=self.limits)
+        return Plan(job=job, stack=self.stack, command=self.command, limits=self.limits, network=self.network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from socket import AF_INET, AF_INET6, SO_ERROR, SOCK_DGRAM, SOCK_STREAM, SOL_SOC
 
 import pytest
 
-from runner.adapters.network.rules import Destination, Isolation, Rules, Segment
+from runner.adapters.network.rules import Isolation, Rules, Segment
+from runner.destination import Destination
 
 BRIDGE, LISTED = "runner0", "runner0-1"
 PUBLIC, OTHER, NAMES, FOREIGN = "203.0.113.9", "203.0.113.10", "198.51.100.53", "198.51.100.54"

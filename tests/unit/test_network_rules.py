@@ -1,6 +1,7 @@
 from ipaddress import IPv4Address, IPv4Network
 
-from runner.adapters.network.rules import NEVER, PRIVATE, Destination, Isolation, Rules, Segment
+from runner.adapters.network.rules import Isolation, Rules, Segment
+from runner.destination import NEVER, PRIVATE, Destination
 
 WIDE = Segment(bridge="runner0", subnet=IPv4Network("10.77.0.0/24"))
 NARROW = Segment(

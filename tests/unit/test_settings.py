@@ -163,6 +163,11 @@ def test_a_file_that_was_named_has_to_exist_and_the_default_one_need_not(tmp_pat
         ('[code]\nallow = ["https://x/a/../b/"]\n', "code.allow[0]: "),
         ('[code]\nallow = ["https://x/%2e%2e/"]\n', "code.allow[0]: "),
         ('[code]\nallow = ["file:///a/../etc/"]\n', "code.allow[0]: "),
+        ('[network]\nnameservers = ["example.org"]\n', 'network.nameservers[0]: "example.org" is not an IPv4 address'),
+        ("[network]\nnameservers = []\n", "network.nameservers: must not be empty"),
+        ("[network]\nconnections = 0\n", "network.connections: 0 is too low"),
+        ('[network]\nprivate = ["0.0.0.0/0"]\n', "network: private: 0.0.0.0/0 cannot be opened"),
+        ('[network]\nsubnet = "10.9.0.0/16"\nprivate = ["10.0.0.0/8"]\n', "network: private: 10.0.0.0/8 overlaps"),
         ('[network]\nsubnet = "10.0.0.1/8"\n', 'network.subnet: "10.0.0.1/8" is not a range of IPv4 addresses'),
         ('[warm]\nmemory = "125%"\n', 'warm.memory: "125%" is not a part of the whole'),
         ("[tenants.acme]\nwieght = 1\n", 'tenants.acme.wieght: is unknown; did you mean "weight"?'),
@@ -266,7 +271,14 @@ def test_the_example_file_has_every_setting_with_its_default(tmp_path: Path) -> 
     tree = tomllib.loads(text)
     ours = tomllib.loads(load({"RUNNER_CONFIG": write(tmp_path, text)}).effective())
     defaults = tomllib.loads(load({"RUNNER_TENANTS__ACME__WEIGHT": "1"}).effective())
-    depends = {"worker.name", "capacity.memory", "network.subnet", "tenants.acme.stacks", "amqp.url"}
+    depends = {
+        "worker.name",
+        "capacity.memory",
+        "network.subnet",
+        "network.nameservers",
+        "tenants.acme.stacks",
+        "amqp.url",
+    }
     for path in fields(Settings):
         assert look_up(tree, path) is not None
         if path not in depends:

@@ -1,8 +1,10 @@
 from datetime import timedelta
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
+from runner.destination import Destination
 from runner.errors import ConfigError
 from runner.job import LimitsRequest, Network
 from runner.stacks.file import LogFlood, StackFile, is_stack_name, read_stack_file
@@ -44,7 +46,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         devices = ["/dev/fuse"]
         secrets = ["own", {name = "common", shared = true}]
         runtime = "crun"
-        allow = ["example.org:443"]
+        allow = ["203.0.113.0/24", "203.0.113.7:443"]
         log_flood = "kill"
         [limits]
         memory = "64m"
@@ -58,7 +60,12 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert file.limits == LimitsRequest(memory=2**26, timeout=timedelta(seconds=5))  # type: ignore[arg-type]
     assert [(secret.name, secret.shared) for secret in file.secrets] == [("own", False), ("common", True)]
     assert (file.warm, file.smoke, file.read_only, file.runtime) == (2, ("true",), False, "crun")
-    assert (file.cap_add, file.devices, file.allow) == (("NET_RAW",), ("/dev/fuse",), ("example.org:443",))
+    assert (file.cap_add, file.devices) == (("NET_RAW",), ("/dev/fuse",))
+    assert file.allow == (
+        Destination(range=IPv4Network("203.0.113.0/24")),
+        Destination(range=IPv4Network("203.0.113.7/32"), port=443),
+    )
+    assert [str(destination) for destination in file.allow] == ["203.0.113.0/24", "203.0.113.7:443"]
     assert file.log_flood is LogFlood.KILL
 
 
@@ -95,6 +102,16 @@ def test_a_user_is_a_name_or_numbers(tmp_path: Path, user: str, numbers: tuple[i
         ('devices = ["/dev/../etc/shadow"]', 'devices[0]: "/dev/../etc/shadow" has the wrong form'),
         ('secrets = [{name = "a", share = true}]', 'secrets[0].share: is unknown; did you mean "shared"?'),
         ('secrets = ["../x"]', 'secrets[0].name: "../x" has the wrong form'),
+        ('allow = ["example.org:443"]', 'allow[0]: "example.org:443" is not a destination; write an IPv4 address'),
+        ('allow = ["example.org"]', "not a name, whose addresses change"),
+        ('allow = ["203.0.113.7:0"]', 'allow[0]: "203.0.113.7:0" is not a destination'),
+        ('allow = ["203.0.113.7:"]', 'allow[0]: "203.0.113.7:" is not a destination'),
+        ('allow = ["203.0.113.7/24"]', 'allow[0]: "203.0.113.7/24" is not a destination'),
+        ('allow = ["2001:db8::1"]', "jobs reach out over IPv4 alone"),
+        ('allow = ["[2001:db8::1]:443"]', "jobs reach out over IPv4 alone"),
+        ('allow = ["169.254.169.254:80"]', '"169.254.169.254:80" cannot be opened: 169.254.0.0/16 is shut'),
+        ('allow = ["0.0.0.0/0"]', '"0.0.0.0/0" cannot be opened'),
+        ("allow = [1]", "allow[0]: 1 is not text; put it in quotes"),
         ('log_flood = "drop"', "log_flood: \"drop\" is none of 'truncate' or 'kill'"),
     ],
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -157,6 +157,15 @@ def _engine_url(value: str) -> str:
     return value
 
 
+def _address(value: object) -> IPv4Address:
+    if isinstance(value, IPv4Address):
+        return value
+    try:
+        return IPv4Address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{quoted(value)} is not an IPv4 address") from None
+
+
 def _range(value: object) -> IPv4Network:
     try:
         return IPv4Network(value if isinstance(value, IPv4Network) else str(value))
@@ -211,6 +220,8 @@ CpusOrNone = Annotated[Cpus | None, BeforeValidator(_either("none", _plain)), _o
 """A number of CPUs, or the word "none", which is None."""
 Ipv4Range = Annotated[IPv4Network, BeforeValidator(_range), _Text]
 """A range of IPv4 addresses."""
+Ipv4Address = Annotated[IPv4Address, BeforeValidator(_address), _Text]
+"""An IPv4 address."""
 Port = Annotated[int, BeforeValidator(_plain), Field(ge=0, le=65535)]
 """A TCP port; 0 takes any free one."""
 Text = Annotated[str, Field(min_length=1)]

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from runner.destination import never_open
 from runner.job import Bytes, Limits, LimitsRequest
 from runner.settings.fields import (
     BrokerUrls,
@@ -19,6 +20,7 @@ from runner.settings.fields import (
     Duration,
     EngineUrl,
     Folder,
+    Ipv4Address,
     Ipv4Range,
     Memory,
     MemoryOrNone,
@@ -179,11 +181,24 @@ class Secrets(Section):
 
 
 class Networks(Section):
-    """The bridge for jobs that reach out."""
+    """The networks of jobs that reach out."""
 
     bridge: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,14}$")] = "runner0"
     subnet: Ipv4Range | None = None
     private: tuple[Ipv4Range, ...] = ()
+    nameservers: Annotated[tuple[Ipv4Address, ...], Field(min_length=1)] | None = None
+    connections: Count = 4096
+
+    @model_validator(mode="after")
+    def _opens_nothing_of_ours(self) -> Self:
+        for place in self.private:
+            if shut := never_open(place):
+                raise ValueError(
+                    f"private: {place} cannot be opened, {shut} is shut for every job; name smaller ranges"
+                )
+            if self.subnet is not None and place.overlaps(self.subnet):
+                raise ValueError(f"private: {place} overlaps the jobs' own subnet {self.subnet}; name other ranges")
+        return self
 
 
 class Warm(Section):

@@ -166,6 +166,7 @@ def _stack(name: str, file: StackFile, image: Image) -> Stack:
         uid=uid,
         gid=gid,
         network=file.network,
+        allow=file.allow,
         env={**image.env, **file.env},
         limits=file.limits,
         read_only=file.read_only,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from runner.destination import Destination, parse_destination
 from runner.errors import ConfigError
 from runner.job import LimitsRequest, Network
 from runner.settings.faults import describe
@@ -70,12 +71,23 @@ def _env(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _destination(value: object) -> Destination:
+    if not isinstance(value, str):
+        raise ValueError(f"{quoted(value)} is not text; put it in quotes")  # noqa: TRY004 - pydantic wants ValueError
+    try:
+        return parse_destination(value)
+    except ValueError as error:
+        raise ValueError(f"{quoted(value)} {error}") from None
+
+
 def _secret(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
 Text = Annotated[str, AfterValidator(_text)]
 Word = Annotated[str, Field(min_length=1), AfterValidator(_text)]
+Allowed = Annotated[Destination, BeforeValidator(_destination)]
+"""A destination, written as text."""
 Command = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
@@ -122,7 +134,7 @@ class StackFile(Section):
     devices: tuple[Annotated[str, Field(pattern=r"^/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")], ...] = ()
     secrets: tuple[Annotated[Secret, BeforeValidator(_secret)], ...] = ()
     runtime: Word = "runc"
-    allow: tuple[Word, ...] = ()
+    allow: tuple[Allowed, ...] = ()
     log_flood: LogFlood = LogFlood.TRUNCATE
 
     @property

@@ -5,16 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
-NEVER = tuple(
-    IPv4Network(text)
-    for text in ("0.0.0.0/8", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-)
-"""What no setting opens: this host, link-local, metadata (one has a public address), multicast, broadcast."""
-PRIVATE = tuple(
-    IPv4Network(text)
-    for text in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15")
-)
-"""What is shut unless the operator opens a part of it (RFC 6890)."""
+from runner.destination import NEVER, PRIVATE, Destination
 
 _DNS = 53
 _BEFORE_THE_ENGINE = -10
@@ -30,14 +21,6 @@ class Isolation(StrEnum):
 
     BRIDGE = "bridge"
     ADDRESS = "address"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destination:
-    """Where the jobs of one stack may go; every port unless one is named."""
-
-    range: IPv4Network
-    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
