@@ -190,6 +190,21 @@ class StackRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InlineCode:
+    """A code package that came in its job's message: a tar.gz or a zip."""
+
+    archive: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkedCode:
+    """A code package that is fetched: its address, and the SHA-256 of the archive there, in lower-case hex."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as its submitter described it, decoded and checked for form."""
 
@@ -201,6 +216,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     payload: bytes | None = None
     stdin: bytes | None = None
+    code: InlineCode | LinkedCode | None = None
     limits: LimitsRequest = LimitsRequest()
     network: Network | None = None
     retry: RetryPolicy = RetryPolicy()
@@ -212,6 +228,13 @@ class Job:
     name: str | None = None
     reply: Reply | None = None
     traceparent: str | None = None
+
+    @property
+    def start_by(self) -> datetime | None:
+        """When it has to have been started for the first time; None where that may take any time."""
+        if self.start_within is None:
+            return None
+        return self.published + (self.delay or timedelta()) + self.start_within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

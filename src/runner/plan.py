@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from datetime import timedelta
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Job, Limits, LimitsRequest, Plan, Stack
+from runner.job import Bytes, Job, Limits, LimitsRequest, LinkedCode, Plan, Stack
+from runner.sources import Source, is_allowed, parse_source
 from runner.units import format_duration, format_size, spell_size
 
 MEMORY_MIN = Bytes(6 * 2**20)
@@ -18,7 +19,7 @@ CPUS_MIN = 0.01
 class Policy:
     """What the operator of this worker lays down: defaults, maxima, and what the machine has to give.
 
-    A maximum of None leaves the matter to the machine's size.
+    A maximum of None leaves the matter to the machine's size. `code` has the folders that packages may come from.
     """
 
     default: Limits
@@ -26,6 +27,7 @@ class Policy:
     cpus: float
     memory: Bytes
     tenant_stacks: dict[str, frozenset[str]]
+    code: tuple[Source, ...] = ()
 
     def allows(self, tenant: str, stack: str) -> bool:
         """Whether the tenant may use the stack; all stacks unless the operator names some."""
@@ -39,6 +41,18 @@ def check_request(job: Job, policy: Policy) -> None:
     Raises `RejectedError` naming the field.
     """
     _check_maxima(job.limits, policy.maximum)
+    if isinstance(job.code, LinkedCode):
+        _check_source(job.code.url, policy.code)
+
+
+def _check_source(url: str, folders: Collection[Source]) -> None:
+    try:
+        source = parse_source(url)
+    except ValueError as error:
+        raise RejectedError(f"code.url: {error}") from error
+    if not is_allowed(source, folders):
+        known = f"this operator allows {', '.join(map(str, folders))}" if folders else "this operator allows none"
+        raise RejectedError(f"code.url: {source} is not where packages may come from (code.allow); {known}")
 
 
 def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:

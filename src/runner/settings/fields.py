@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from runner.job import Bytes
+from runner.sources import parse_source
 from runner.units import format_duration, parse_duration, parse_size, quoted, spell_size
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
@@ -175,15 +176,10 @@ def _range(value: object) -> IPv4Network:
 
 def _source(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        known_port = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, known_port = urlsplit(""), False
-    plain = not any(mark in value for mark in "?#%\\") and not {".", ".."} & set(parts.path.split("/"))
-    folder = plain and parts.path.startswith("/") and parts.path.endswith("/")
-    if folder and known_port and parts.scheme == "https" and parts.hostname and "@" not in parts.netloc:
-        return value
-    if folder and parts.scheme == "file" and not parts.netloc:
+        source = parse_source(value)
+    except ValueError as error:
+        raise ValueError(f"{quoted(value)} is not a source of code: it {error}") from None
+    if source.path.endswith("/") and "%" not in source.path and "?" not in value:
         return value
     raise ValueError(f"{quoted(value)} is not a source of code; write https://host/path/ or file:///folder/")
 
