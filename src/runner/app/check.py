@@ -10,6 +10,7 @@ from runner import __version__
 from runner.adapters.amqp.connect import connect_once, server_version
 from runner.adapters.docker.client import EngineInfo, open_client
 from runner.adapters.metrics import Metrics
+from runner.app.secrets import look_at_secrets
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
@@ -55,6 +56,8 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     yield _init()
     yield _state_dir(settings.worker.state_dir)
     yield _disk(settings)
+    for word, fault in look_at_secrets(settings):
+        yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
 
 
 async def _broker(settings: Settings) -> AsyncIterator[Finding]:

@@ -17,6 +17,7 @@ from runner.units import format_duration, parse_duration, parse_size, quoted, sp
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 _WORD_RULE = "write at most 40 of a-z, 0-9, _ and -, the first a letter or digit"
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 _MASK = "****"
 
@@ -88,6 +89,13 @@ def _portion(value: object) -> Portion:
 def _word(value: str) -> str:
     if not _WORD.fullmatch(value):
         raise ValueError(f"{quoted(value)} is not a word; {_WORD_RULE}")
+    return value
+
+
+def _secret_name(value: str) -> str:
+    if not _SECRET_NAME.fullmatch(value):
+        rule = "write at most 64 letters, digits, _, . and -, the first a letter, a digit or _"
+        raise ValueError(f"{quoted(value)} is not the name of a secret; {rule}")
     return value
 
 
@@ -224,6 +232,8 @@ Text = Annotated[str, Field(min_length=1)]
 """Some text, not empty."""
 Word = Annotated[str, AfterValidator(_word)]
 """A word of the contract: a pool, a tenant, a worker's name."""
+SecretName = Annotated[str, AfterValidator(_secret_name)]
+"""The name of a secret, and of the file that holds it."""
 Folder = Annotated[Path, AfterValidator(_folder), _Text]
 """An absolute path."""
 BrokerUrl = Annotated[str, AfterValidator(_broker)]
