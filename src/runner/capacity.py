@@ -2,7 +2,7 @@
 
 The rule, oldest first:
 
-1. A job starts when its CPUs, its memory (with disk) and a slot are free.
+1. A job starts when its CPUs, its memory (with disk), its scratch and a slot are free.
 2. The oldest job that does not fit is the *head*. Younger jobs that fit may start past it, as long as the head has
    waited less than `patience`: a big job does not block small ones.
 3. After that the head has a reservation: at the latest when the jobs that run now have reached their time-outs, it
@@ -13,37 +13,48 @@ The rule, oldest first:
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from runner.job import Bytes, Limits
 from runner.units import format_size
 
+_NO_DISK = Bytes(0)
 _RECENT = 32
 """How many of the last claims tell what size of job to expect next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What one job takes: thousandths of a CPU, bytes of memory, and one slot."""
+    """What one job takes: thousandths of a CPU, bytes of memory, bytes of real disk, and one slot."""
 
     millicpus: int
     memory: Bytes
+    disk: Bytes = _NO_DISK
 
     @classmethod
     def of(cls, limits: Limits) -> "Claim":
-        """What a job with these limits takes; its disk is memory, too."""
-        return cls(millicpus=round(limits.cpus * 1000), memory=Bytes(limits.memory + limits.disk))
+        """What a job with these limits takes; its `limits.disk` is memory, too, and its scratch is real disk."""
+        return cls(millicpus=round(limits.cpus * 1000), memory=Bytes(limits.memory + limits.disk), disk=limits.scratch)
 
     def within(self, room: "Claim") -> bool:
-        """Whether this fits into that."""
-        return self.millicpus <= room.millicpus and self.memory <= room.memory
+        """Whether this fits into that. Who wants no disk starts even where somebody else has filled it."""
+        on_disk = self.disk == 0 or self.disk <= room.disk
+        return on_disk and self.millicpus <= room.millicpus and self.memory <= room.memory
 
     def __add__(self, other: "Claim") -> "Claim":
-        return Claim(millicpus=self.millicpus + other.millicpus, memory=Bytes(self.memory + other.memory))
+        return Claim(
+            millicpus=self.millicpus + other.millicpus,
+            memory=Bytes(self.memory + other.memory),
+            disk=Bytes(self.disk + other.disk),
+        )
 
     def __sub__(self, other: "Claim") -> "Claim":
-        return Claim(millicpus=self.millicpus - other.millicpus, memory=Bytes(self.memory - other.memory))
+        return Claim(
+            millicpus=self.millicpus - other.millicpus,
+            memory=Bytes(self.memory - other.memory),
+            disk=Bytes(self.disk - other.disk),
+        )
 
 
 NOTHING = Claim(millicpus=0, memory=Bytes(0))
@@ -98,6 +109,10 @@ class Capacity:
         """How many more jobs could run if they were small enough."""
         return self.budget.max_jobs - len(self._running)
 
+    def resize(self, disk: Bytes) -> None:
+        """The running jobs may claim this much disk together from now on; it changes with what else is stored there."""
+        self.budget = replace(self.budget, total=replace(self.budget.total, disk=disk))
+
     def offer(self, name: str, claim: Claim, lasts: timedelta, now: float) -> None:
         """Queue a job that will run for at most `lasts`; `admit` says when it may start."""
         self._recent.append(claim)
@@ -146,6 +161,9 @@ class Capacity:
             return f"needs {claim.millicpus / 1000:g} CPUs, {free.millicpus / 1000:g} are free"
         if claim.memory > free.memory:
             return f"needs {format_size(claim.memory)} of memory and disk, {format_size(free.memory)} are free"
+        if claim.disk and claim.disk > free.disk:
+            free_disk = format_size(Bytes(max(0, free.disk)))
+            return f"needs {format_size(claim.disk)} of scratch disk, {free_disk} are free"
         return "a bigger job that has waited longer comes first"
 
     def _startable(self, now: float) -> Iterator[_Waiting]:

@@ -17,12 +17,6 @@ OUTPUT_MAX = Bytes(64 * 1024)
 """The most that `JOB_OUTPUT_FILE` may hold."""
 PROGRESS_MAX = Bytes(4 * 1024)
 """The most that `JOB_PROGRESS_FILE` may hold."""
-SECRETS_MAX = 32
-"""The most secrets that one job may get."""
-SECRET_BYTES_MAX = Bytes(64 * 1024)
-"""The most that one secret may hold."""
-SECRETS_BYTES_MAX = Bytes(256 * 1024)
-"""The most that all secrets of one job may hold."""
 
 
 class Priority(StrEnum):
@@ -196,21 +190,6 @@ class StackRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InlineCode:
-    """A code package that came in its job's message: a tar.gz or a zip."""
-
-    archive: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkedCode:
-    """A code package that is fetched: its address, and the SHA-256 of the archive there, in lower-case hex."""
-
-    url: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as its submitter described it, decoded and checked for form."""
 
@@ -222,7 +201,6 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     payload: bytes | None = None
     stdin: bytes | None = None
-    code: InlineCode | LinkedCode | None = None
     limits: LimitsRequest = LimitsRequest()
     network: Network | None = None
     retry: RetryPolicy = RetryPolicy()
@@ -234,13 +212,6 @@ class Job:
     name: str | None = None
     reply: Reply | None = None
     traceparent: str | None = None
-
-    @property
-    def start_by(self) -> datetime | None:
-        """When it has to have been started for the first time; None where that may take any time."""
-        if self.start_within is None:
-            return None
-        return self.published + (self.delay or timedelta()) + self.start_within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,14 +232,6 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecretRef:
-    """A secret as a stack or a tenant's settings name it. `shared`: one value serves whoever has none of their own."""
-
-    name: str
-    shared: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """A runtime that this worker has: one revision of one stack, resolved to an image."""
 
@@ -285,7 +248,6 @@ class Stack:
     read_only: bool = True
     cap_add: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-    secrets: tuple[SecretRef, ...] = ()
     runtime: str = "runc"
     log_flood_kills: bool = False
 
@@ -299,7 +261,6 @@ class Plan:
     command: tuple[str, ...]
     limits: Limits
     network: Network = Network.NONE
-    secrets: tuple[SecretRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,40 +271,25 @@ class Choices:
     command: tuple[str, ...]
     limits: Limits
     network: Network = Network.NONE
-    secrets: tuple[SecretRef, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan) -> "Choices":
         """The choices that were made in a plan."""
-        return cls(
-            stack=plan.stack,
-            command=plan.command,
-            limits=plan.limits,
-            network=plan.network,
-            secrets=plan.secrets,
-        )
+        return cls(stack=plan.stack, command=plan.command, limits=plan.limits, network=plan.network)
 
     def plan(self, job: Job) -> Plan:
         """The plan again."""
-        return Plan(
-            job=job,
-            stack=self.stack,
-            command=self.command,
-            limits=self.limits,
-            network=self.network,
-            secrets=self.secrets,
-        )
+        return Plan(job=job, stack=self.stack, command=self.command, limits=self.limits, network=self.network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One start of one job: what a container is made from. `secrets` are the values by name, for the init alone."""
+    """One start of one job: what a container is made from."""
 
     plan: Plan
     worker: str
     claim: str
     number: int
-    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def container_name(self) -> str:
@@ -370,7 +316,7 @@ class Exit:
 
     `code` and `signal` exclude each other. `exec_errno` is set when the job's command could not be executed. `lost`
     says in a sentence what the platform did to the job, when it did. `complete` is true when both log streams were
-    proven to have arrived whole.
+    proven to have arrived whole. `disk_full` tells of a place that was full, and `full_limit` is the limit to raise.
     """
 
     code: int | None = None
@@ -379,6 +325,7 @@ class Exit:
     lost: str | None = None
     oom_kills: int = 0
     disk_full: str | None = None
+    full_limit: str = "limits.disk"
     usage: Usage = Usage()
     output: bytes | None = None
     complete: bool = False

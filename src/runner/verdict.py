@@ -115,11 +115,10 @@ def _failed(plan: Plan, end: Exit) -> Verdict:
         outcome, reason = Outcome.OOM_KILLED, _memory_sentence(plan, end)
     elif end.signal == signal.SIGXFSZ:
         outcome = Outcome.DISK_LIMIT
-        limit = format_size(plan.limits.disk)
-        reason = f"was ended by SIGXFSZ for a file longer than {limit}, its disk limit; raise limits.disk"
+        reason = _too_long_sentence(plan)
     elif end.disk_full is not None:
         outcome = Outcome.DISK_LIMIT
-        reason = f"failed while {end.disk_full}; raise limits.disk"
+        reason = f"failed while {end.disk_full}; raise {end.full_limit}"
     return Verdict(
         outcome=outcome,
         reason=reason,
@@ -131,9 +130,15 @@ def _failed(plan: Plan, end: Exit) -> Verdict:
     )
 
 
+def _too_long_sentence(plan: Plan) -> str:
+    name = "scratch" if plan.limits.scratch > plan.limits.disk else "disk"
+    limit = format_size(max(plan.limits.scratch, plan.limits.disk))
+    return f"was ended by SIGXFSZ for a file longer than {limit}, its {name} limit; raise limits.{name}"
+
+
 def _memory_sentence(plan: Plan, end: Exit) -> str:
     """Its files are memory, too: where they were what filled it, more memory for processes would not help."""
-    if end.disk_full is not None:
+    if end.disk_full is not None and end.full_limit == "limits.disk":
         return f"a process was killed for memory while {end.disk_full}; its files count as memory: raise limits.disk"
     limit = format_size(plan.limits.memory)
     return f"a process was killed for using more than {limit} of memory, the limit; raise limits.memory"

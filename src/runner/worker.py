@@ -13,7 +13,7 @@ from runner.capacity import Capacity, Claim
 from runner.errors import BrokerError
 from runner.fairness import Fairness
 from runner.handling import Handling
-from runner.job import JobKey, StopReason, container_name
+from runner.job import Bytes, JobKey, StopReason, container_name
 from runner.ports import OpenClaim
 from runner.workplace import Outside, Rules, Workplace
 
@@ -181,6 +181,11 @@ class Worker:
     def cancel(self, key: JobKey, reason: str) -> None:
         """End the job if it is here; whoever takes it later finds it cancelled by `Outside.cancelled`."""
         self._place.cancel(key, reason)
+
+    def resize(self, disk: Bytes) -> None:
+        """This machine's disk has so much for the scratch of all jobs together, those that run included."""
+        self._capacity.resize(disk)
+        self._admit()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         while True:

@@ -41,7 +41,7 @@ async def test_no_place_takes_more_bytes_than_the_limit(acme: Submitter, place: 
     assert int(job.text()) == LIMIT
 
 
-@pytest.mark.parametrize("place", ["/work", "/tmp"])  # noqa: S108
+@pytest.mark.parametrize("place", ["/work", "/tmp", "/dev/shm"])  # noqa: S108
 async def test_no_place_takes_more_files_than_the_limit(acme: Submitter, place: str) -> None:
     job = await acme.run(sh(f"cd {place}; seq 2000 | xargs touch 2>/dev/null; ls | wc -l; exit 9"))
     job.ended("disk_limit", blame="job", exit_code=9, reason=f"{place} had no room for another file (it had 1024)")

@@ -68,7 +68,6 @@ async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, obje
     [
         ("code", {"code": {"inline": ""}}),
         ("network", {"network": "egress"}),
-        ("limits.scratch", {"limits": {"scratch": "1m"}}),
         ("stack", {"stack": f"{STACK}@r1"}),
     ],
 )

@@ -31,6 +31,34 @@ def test_disk_counts_as_memory() -> None:
     assert Claim.of(limits) == Claim(millicpus=250, memory=Bytes(128))
 
 
+def on_disk(gib: int) -> Claim:
+    return Claim(millicpus=100, memory=Bytes(MIB), disk=Bytes(gib * 2**30))
+
+
+def test_scratch_is_claimed_of_what_the_disk_has_now() -> None:
+    assert Claim.of(Limits(scratch=Bytes(7))).disk == 7
+    ledger = capacity()
+    ledger.resize(Bytes(10 * 2**30))
+    ledger.offer("a", on_disk(6), hours(1), now=0)
+    ledger.offer("b", on_disk(6), hours(1), now=0)
+    assert ledger.admit(0) == ["a"]
+    assert ledger.waits_for("b") == "needs 6 GiB of scratch disk, 4 GiB are free"
+    ledger.resize(Bytes(12 * 2**30))
+    assert ledger.admit(1) == ["b"]
+
+
+def test_a_disk_that_others_filled_keeps_nobody_waiting_who_wants_none() -> None:
+    ledger = capacity()
+    ledger.resize(Bytes(10 * 2**30))
+    ledger.offer("a", on_disk(6), hours(1), now=0)
+    assert ledger.admit(0) == ["a"]
+    ledger.resize(Bytes(2**30))
+    ledger.offer("none", on_disk(0), hours(1), now=1)
+    ledger.offer("some", on_disk(1), hours(1), now=1)
+    assert ledger.admit(1) == ["none"]
+    assert ledger.waits_for("some") == "needs 1 GiB of scratch disk, 0 bytes are free"
+
+
 @pytest.mark.parametrize(
     ("budget", "jobs", "started"),
     [

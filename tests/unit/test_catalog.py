@@ -135,7 +135,6 @@ async def test_a_runtime_that_the_operator_did_not_allow_is_refused(world: World
         ('secrets = ["token"]', "secrets"),
         ('network = "egress"', 'network: "egress"'),
         ('allow = ["192.0.2.1:443"]', "allow"),
-        ('[limits]\nscratch = "1g"', "limits.scratch"),
     ],
 )
 async def test_what_jobs_would_silently_go_without_is_refused(world: World, text: str, key: str) -> None:

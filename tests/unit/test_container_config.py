@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.attempts import make_attempt
 
-from runner.adapters.docker.config import Site, create_body
+from runner.adapters.docker.config import Site, create_body, places
 from runner.adapters.docker.description import describe, environment
 from runner.job import Bytes, Limits, Stack
 
@@ -52,12 +52,24 @@ def test_the_engine_is_asked_for_exactly_this(name: str, stack: Stack, limits: L
 def test_nothing_in_the_container_is_without_a_bound(limits: Limits) -> None:
     host = create_body(PLAIN, limits, FOLDER, SITE)["HostConfig"]
     assert host["MemorySwap"] == host["Memory"] == limits.memory + limits.disk
-    assert host["ShmSize"] > 0  # to the engine, zero means its own default
+    assert set(host["Tmpfs"]) == {"/work", "/tmp", "/dev/shm"}  # noqa: S108
+    assert host["IpcMode"] == "none"  # else the engine adds a /dev/shm of its own
     for options in host["Tmpfs"].values():
         words = dict(option.partition("=")[::2] for option in options.split(","))
         assert 0 < int(words["size"]) <= max(limits.disk, 4096)
         assert 0 < int(words["nr_inodes"]) <= max(limits.disk // 4096, 1024)
     assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 256 * 2**20
+
+
+def test_a_scratch_disk_is_a_volume_that_goes_with_the_container() -> None:
+    limits = Limits(scratch=Bytes(2**30))
+    body = create_body(PLAIN, limits, FOLDER, SITE, scratch=Path("/dev/loop7"))
+    assert body["HostConfig"]["Mounts"][-1] == golden("scratch-mount")
+    assert body["HostConfig"]["Mounts"][:-1] == create_body(PLAIN, limits, FOLDER, SITE)["HostConfig"]["Mounts"]
+    assert places(limits) == (*places(Limits()), "/scratch")
+    description = describe(make_attempt("true", limits=limits), NONCE)
+    assert description.places == places(limits)
+    assert description.rlimits[resource.RLIMIT_FSIZE] > limits.scratch
 
 
 def test_the_init_is_told_exactly_this() -> None:

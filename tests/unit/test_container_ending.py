@@ -114,7 +114,24 @@ def place(path: str, *, total: int = 64 * MIB, free: int = 64 * MIB, files: int 
             "/work, /tmp together held more than 64 MiB",
         ),
         ((place("/work", free=32 * MIB), place("/tmp", free=32 * MIB)), None),  # noqa: S108
+        ((place("/work"), place("/scratch", total=4 * DISK, free=2 * DISK)), None),
     ],
 )
 def test_what_was_full(places: tuple[Place, ...], sentence: str | None) -> None:
-    assert ending.full_place(places, DISK) == sentence
+    full = ending.full_place(places, DISK)
+    assert full == (None if sentence is None else ending.Full(sentence, "limits.disk"))
+
+
+@pytest.mark.parametrize(
+    ("scratch", "sentence"),
+    [
+        (place("/scratch", free=2 * MIB), "/scratch was full (64 MiB)"),
+        (place("/scratch", free=2 * MIB + 1), None),
+        (place("/scratch", total=1024 * MIB, free=4 * MIB), "/scratch was full (1024 MiB)"),
+        (place("/scratch", total=1024 * MIB, free=4 * MIB + 1), None),
+        (place("/scratch", files=0), "/scratch had no room for another file (it had 1024)"),
+    ],
+)
+def test_a_real_disk_is_full_when_a_large_write_no_longer_fits(scratch: Place, sentence: str | None) -> None:
+    full = ending.full_place((place("/work"), scratch), DISK)
+    assert full == (None if sentence is None else ending.Full(sentence, "limits.scratch"))

@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import STACK, make_job
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Limits, LimitsRequest, SecretRef
+from runner.job import Bytes, Limits, LimitsRequest
 from runner.plan import Policy, check_request, make_plan
 
 MIB = 2**20
@@ -17,7 +17,6 @@ POLICY = Policy(
     cpus=4,
     memory=Bytes(1024 * MIB),
     tenant_stacks={"poor": frozenset({"busybox"}), "none": frozenset()},
-    tenant_secrets={"rich": ("vault", "token")},
 )
 
 
@@ -108,13 +107,13 @@ def test_a_tenant_uses_the_stacks_that_it_may(tenant: str, stack: str, *, allowe
         make_plan(job, replace(STACK, name=stack), POLICY)
 
 
-def test_a_job_gets_its_stacks_secrets_and_its_tenants() -> None:
-    stack = replace(STACK, secrets=(SecretRef(name="registry", shared=True), SecretRef(name="token", shared=True)))
-    registry, token = stack.secrets
-    assert make_plan(make_job(), stack, POLICY).secrets == (registry, token)
-    assert make_plan(make_job(), STACK, POLICY).secrets == ()
-    route = replace(make_job().route, tenant="rich")
-    # What the tenant is to have of its own is not taken from what all share.
-    own = (SecretRef(name="token"), SecretRef(name="vault"))
-    assert set(make_plan(make_job(route=route), stack, POLICY).secrets) == {registry, *own}
-    assert set(make_plan(make_job(route=route), STACK, POLICY).secrets) == set(own)
+def test_scratch_has_to_fit_the_disk_and_hold_a_file_system() -> None:
+    policy = replace(POLICY, maximum=LimitsRequest(scratch=Bytes(2**40)), scratch=Bytes(2**30))
+    job = make_job(limits=LimitsRequest(scratch=Bytes(2**30)))
+    assert make_plan(job, STACK, policy).limits.scratch == 2**30
+    with pytest.raises(DeferredError) as deferred:
+        make_plan(make_job(limits=LimitsRequest(scratch=Bytes(2**31))), STACK, policy)
+    assert deferred.value.reason == "needs 2 GiB of scratch, this worker's disk holds 1 GiB"
+    with pytest.raises(RejectedError) as rejected:
+        make_plan(make_job(limits=LimitsRequest(scratch=Bytes(4096))), STACK, policy)
+    assert rejected.value.reason == "limits.scratch: 4 KiB is too little; ask for 1 MiB or more, or for none"

@@ -45,6 +45,17 @@ PLAN = Plan(job=JOB, stack=Stack(name="busybox", revision="r1", image="sha256:0"
         (Exit(signal=9, oom_kills=1), None, Outcome.OOM_KILLED, Blame.JOB, "256 MiB"),
         (Exit(code=1, oom_kills=1), None, Outcome.OOM_KILLED, Blame.JOB, "limits.memory"),
         (Exit(code=1, disk_full="/work was full"), None, Outcome.DISK_LIMIT, Blame.JOB, "/work was full"),
+        (
+            Exit(code=1, disk_full="/scratch was full", full_limit="limits.scratch"),
+            None,
+            Outcome.DISK_LIMIT,
+            Blame.JOB,
+            "raise limits.scratch",
+        ),
+        (
+            Exit(code=1, disk_full="full", full_limit="limits.scratch", oom_kills=1),
+            *(None, Outcome.OOM_KILLED, Blame.JOB, "raise limits.memory"),
+        ),
         (Exit(code=1, disk_full="full", oom_kills=1), None, Outcome.OOM_KILLED, Blame.JOB, "raise limits.disk"),
         (Exit(signal=25), None, Outcome.DISK_LIMIT, Blame.JOB, "a file longer than 64 MiB"),
         (Exit(exec_errno=errno.ENOENT), None, Outcome.FAILED, Blame.REQUEST, "'sort', not found"),

@@ -9,8 +9,9 @@ from pathlib import Path
 from runner import __version__
 from runner.adapters.amqp.connect import connect_once, server_version
 from runner.adapters.docker.client import EngineInfo, open_client
+from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
-from runner.app.secrets import look_at_secrets
+from runner.app.disk import disk_of, free, shortage
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
@@ -56,8 +57,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     yield _init()
     yield _state_dir(settings.worker.state_dir)
     yield _disk(settings)
-    for word, fault in look_at_secrets(settings):
-        yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
+    yield await _scratch(settings)
 
 
 async def _broker(settings: Settings) -> AsyncIterator[Finding]:
@@ -128,11 +128,19 @@ def _state_dir(folder: Path) -> Finding:
 
 
 def _disk(settings: Settings) -> Finding:
-    folder = settings.worker.state_dir
-    stat = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
-    free, wanted = stat.f_bavail * stat.f_frsize, settings.capacity.disk_free
-    detail = f"{format_size(free)} free under worker.state_dir"
-    if free >= wanted:
-        return Finding(name="disk", detail=detail)
-    detail = f"{detail}, less than capacity.disk_free ({format_size(wanted)}): free some, or no job is taken"
-    return Finding(name="disk", detail=detail, remedy=Remedy.MACHINE)
+    disk = disk_of(settings.worker.state_dir)
+    detail = f"{format_size(free(disk))} free under worker.state_dir"
+    if lack := shortage(disk, settings.capacity.disk_free):
+        return Finding(name="disk", detail=f"{lack}: free some, or no job is taken", remedy=Remedy.MACHINE)
+    return Finding(name="disk", detail=detail)
+
+
+async def _scratch(settings: Settings) -> Finding:
+    """Made and given back: only that shows whether this user may."""
+    most, folder = settings.limits.max.scratch, settings.worker.state_dir
+    if not most:
+        return Finding(name="scratch", detail="off, since limits.max.scratch is 0")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if fault := await ScratchDisks(there).fault():
+        return Finding(name="scratch", detail=fault, remedy=Remedy.MACHINE)
+    return Finding(name="scratch", detail=f"up to {format_size(most)} a job, each a file system of its own")

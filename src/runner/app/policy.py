@@ -1,11 +1,13 @@
 """What the operator of this machine lays down for jobs, from the settings."""
 
+from runner.app.disk import disk_of, total
+from runner.job import Bytes
 from runner.plan import Policy
 from runner.settings import Settings
 
 
 def policy_of(settings: Settings) -> Policy:
-    """Defaults, maxima, the machine's size, which tenant may use which stacks, and whose jobs get which secrets."""
+    """Defaults, maxima, the machine's size, and which tenant may use which stacks."""
     return Policy(
         default=settings.limits.default,
         maximum=settings.limits.max,
@@ -14,5 +16,5 @@ def policy_of(settings: Settings) -> Policy:
         tenant_stacks={
             name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
         },
-        tenant_secrets={name: tenant.secrets for name, tenant in settings.tenants.items()},
+        scratch=Bytes(max(0, total(disk_of(settings.worker.state_dir)) - settings.capacity.disk_free)),
     )

@@ -22,6 +22,7 @@ from runner.adapters.metrics import Metrics
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.app.debts import Debts
+from runner.app.disk import Disks
 from runner.app.knowledge import WorkerKnowledge
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
@@ -80,6 +81,7 @@ async def serve(settings: Settings) -> None:
             catalog=catalog,
             metrics=metrics,
             house=house,
+            disks=Disks(settings, house),
             debts=Debts(journal=journal, owed={}),
             fairness=Fairness(_shares(settings)),
         )
@@ -97,6 +99,7 @@ class Daemon:
     catalog: Catalog
     metrics: Metrics
     house: OpenEngine
+    disks: Disks
     debts: Debts
     fairness: Fairness
     worker: Worker | None = None
@@ -135,6 +138,8 @@ class Daemon:
             for claim in adoptable.values():
                 self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
+            await self.disks.look_for_engine()
+            await self.disks.warn_of_scratch()
             await self._serve(stop, manager, adoptable)
         except asyncio.CancelledError:
             if not stop.first.is_set():
@@ -177,7 +182,7 @@ class Daemon:
                 for chore in (
                     health.run(),
                     self.house.sweep.run(lambda: not worker.held()),
-                    self._watch_disk(),
+                    self._watch_disk(worker),
                     self.debts.pay(self.broker.events.send, self.broker.heard),
                     self._abandon(self.broker, worker),
                     self._note_renewals(self.broker),
@@ -230,7 +235,11 @@ class Daemon:
     def _make_worker(self, broker: Broker, adoptable: Mapping[str, OpenClaim]) -> Worker:
         settings = self.settings
         budget = Budget(
-            total=Claim(millicpus=round(settings.capacity.cpus * 1000), memory=settings.capacity.memory),
+            total=Claim(
+                millicpus=round(settings.capacity.cpus * 1000),
+                memory=settings.capacity.memory,
+                disk=self.disks.room(),
+            ),
             max_jobs=settings.capacity.max_jobs,
         )
         outside = Outside(
@@ -357,14 +366,14 @@ class Daemon:
     async def _ping(self) -> Json:
         return self.status()
 
-    async def _watch_disk(self) -> NoReturn:
-        """Take nothing while the disk under the state folder is nearly full."""
+    async def _watch_disk(self, worker: Worker) -> NoReturn:
+        """Take nothing while a disk is nearly full, and no more scratch than there is room for."""
         while True:
-            free = _free_bytes(self.settings)
-            if self.worker is not None and free < self.settings.capacity.disk_free:
-                self.worker.pause("disk", f"{free} bytes are free under worker.state_dir, less than capacity.disk_free")
-            elif self.worker is not None:
-                self.worker.resume("disk")
+            if problem := self.disks.problem():
+                worker.pause("disk", problem)
+            else:
+                worker.resume("disk")
+            worker.resize(self.disks.room())
             await asyncio.sleep(_DISK_EVERY)
 
 
@@ -419,12 +428,7 @@ def _shares(settings: Settings) -> dict[str, Share]:
 
 def _free(worker: Worker) -> dict[str, Json]:
     free, slots = worker.free()
-    return {"cpus": free.millicpus / 1000, "memory": free.memory, "slots": slots}
-
-
-def _free_bytes(settings: Settings) -> int:
-    stat = os.statvfs(settings.worker.state_dir)
-    return stat.f_bavail * stat.f_frsize
+    return {"cpus": free.millicpus / 1000, "memory": free.memory, "scratch": max(0, free.disk), "slots": slots}
 
 
 def _now() -> datetime:

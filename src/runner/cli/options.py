@@ -21,6 +21,7 @@ _LIMITS = {
     "memory": "Memory of its processes, for example 256m.",
     "disk": "/work, /tmp and shared memory together, for example 64m; it is RAM.",
     "pids": "The most processes and threads at once.",
+    "scratch": "/scratch on real disk, for example 10g, where the operator allows it.",
     "timeout": "How long it may run, for example 90s or 10m.",
     "grace": "How long it has after SIGTERM, for example 10s.",
     "log_bytes": "The most log that is kept, for example 4m.",

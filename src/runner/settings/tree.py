@@ -28,7 +28,6 @@ from runner.settings.fields import (
     Number,
     Port,
     Portion,
-    SecretName,
     Section,
     Size,
     Span,
@@ -223,7 +222,7 @@ class Tenant(Section):
     weight: Count = 1
     max_running: CountOrNone = None
     stacks: tuple[Text, ...] | None = None
-    secrets: tuple[SecretName, ...] = ()
+    secrets: tuple[Text, ...] = ()
 
 
 class Http(Section):

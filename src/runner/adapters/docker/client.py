@@ -11,6 +11,7 @@ from functools import partial
 from http import HTTPStatus
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -75,12 +76,13 @@ _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What the engine says of itself and its host."""
+    """What the engine says of itself and its host. `root` is the folder of its containers and images."""
 
     version: str
     cpus: int
     memory: Bytes
     cgroup_version: int
+    root: Path
     runtimes: frozenset[str]
 
 
@@ -237,6 +239,7 @@ class EngineClient:
             cpus=int(said["NCPU"]),
             memory=Bytes(int(said["MemTotal"])),
             cgroup_version=int(said.get("CgroupVersion") or 1),
+            root=Path(str(said["DockerRootDir"])),
             runtimes=frozenset(said.get("Runtimes") or {}),
         )
 

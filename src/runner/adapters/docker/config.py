@@ -15,7 +15,9 @@ WORK = "/work"
 SCRATCH_TMP = "/tmp"  # noqa: S108
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 PLACES = (WORK, SCRATCH_TMP, SHARED_MEMORY)
-"""Where a job can write; `limits.disk` bounds them together."""
+"""Where every job can write; `limits.disk` bounds them together."""
+SCRATCH = "/scratch"
+"""Where a job with `limits.scratch` finds its disk."""
 
 LABEL_WORKER = "runner.worker"
 LABEL_BOOT = "runner.boot"
@@ -38,8 +40,21 @@ class Site:
     init: Path
 
 
-def create_body(stack: Stack, limits: Limits, folder: Path, site: Site) -> dict[str, Any]:
-    """The body of the engine's create call for a container whose init will wait for a job."""
+def places(limits: Limits) -> tuple[str, ...]:
+    """Where a job with these limits can write as much as they allow."""
+    return (*PLACES, SCRATCH) if limits.scratch else PLACES
+
+
+def create_body(
+    stack: Stack, limits: Limits, folder: Path, site: Site, *, scratch: Path | None = None
+) -> dict[str, Any]:
+    """The body of the engine's create call for a container whose init will wait for a job.
+
+    `scratch` is the block device of its scratch disk, if it gets one.
+    """
+    mounts = _mounts(stack, limits, folder, site.init)
+    if scratch is not None:
+        mounts["Mounts"].append(_disk(scratch, SCRATCH))
     return {
         "Image": stack.image,
         "Entrypoint": [INIT],
@@ -56,7 +71,7 @@ def create_body(stack: Stack, limits: Limits, folder: Path, site: Site) -> dict[
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {LABEL_WORKER: site.worker, LABEL_BOOT: site.boot, LABEL_STACK: stack.name},
-        "HostConfig": _resources(limits) | _isolation(stack) | _mounts(stack, limits, folder, site.init),
+        "HostConfig": _resources(limits) | _isolation(stack) | mounts,
     }
 
 
@@ -87,7 +102,7 @@ def _isolation(stack: Stack) -> dict[str, Any]:
         "Init": False,  # ours is PID 1
         "Runtime": stack.runtime,
         "NetworkMode": "none",
-        "IpcMode": "private",
+        "IpcMode": "none",  # a namespace of its own, without the engine's /dev/shm: ours is bounded in files, too
         "CapDrop": ["ALL"],
         "CapAdd": list(stack.cap_add),
         "SecurityOpt": ["no-new-privileges"],
@@ -108,8 +123,11 @@ def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str,
     options = f"rw,exec,nosuid,nodev,uid={stack.uid},gid={stack.gid}"
     bounds = f"size={space},nr_inodes={max(space // _PAGE, _FEWEST_INODES)}"
     return {
-        "Tmpfs": {WORK: f"{options},mode=0700,{bounds}", SCRATCH_TMP: f"{options},mode=1777,{bounds}"},
-        "ShmSize": space,
+        "Tmpfs": {
+            WORK: f"{options},mode=0700,{bounds}",
+            SCRATCH_TMP: f"{options},mode=1777,{bounds}",
+            SHARED_MEMORY: f"{options.replace('exec', 'noexec')},mode=1777,{bounds}",
+        },
         "Mounts": [
             _bind(init, INIT),
             _bind(folder, FILES),
@@ -121,3 +139,10 @@ def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str,
 
 def _bind(source: Path, target: str, *, writable: bool = False) -> dict[str, Any]:
     return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": not writable}
+
+
+def _disk(device: Path, target: str) -> dict[str, Any]:
+    """An anonymous volume, which goes with its container; only the engine may mount, and does so at the start."""
+    options = {"type": "ext4", "device": str(device), "o": "nosuid,nodev"}
+    driver = {"Name": "local", "Options": options}
+    return {"Type": "volume", "Target": target, "VolumeOptions": {"NoCopy": True, "DriverConfig": driver}}

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from runner.adapters.docker import ending
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient
-from runner.adapters.docker.config import PLACES
+from runner.adapters.docker.config import places
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone, NeverStarted
@@ -58,7 +58,7 @@ class DockerContainer:
         self._id = container
         self._folder = folder
         self._limits = limits
-        self._scanner = OutputScanner(nonce, PLACES)
+        self._scanner = OutputScanner(nonce, places(limits))
         self._on_output = on_output
         self._heard = Tally()
         self._replay = Replay(client, container, self._heard, self._receive)

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Mapping
 
-from runner.adapters.docker.config import FILES, OPEN_FILES, PLACES, WORK
+from runner.adapters.docker.config import FILES, OPEN_FILES, WORK, places
 from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS
 from runner.init.wire import Description
 from runner.job import OUTPUT_MAX, Attempt
@@ -26,13 +26,13 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
         rlimits={
             # Bounds the two files that a job can write on the host's disk. In the other places a file can't get as
             # long: where they are full, the job is told so (ENOSPC), and not killed.
-            resource.RLIMIT_FSIZE: max(plan.limits.disk + plan.limits.scratch, OUTPUT_MAX) + _PAGE,
+            resource.RLIMIT_FSIZE: max(plan.limits.disk, plan.limits.scratch, OUTPUT_MAX) + _PAGE,
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_NOFILE: OPEN_FILES,
             # The kernel counts message queues by user, and all jobs are one: nobody's neighbour may use them up.
             _RLIMIT_MSGQUEUE: 0,
         },
-        places=PLACES,
+        places=places(plan.limits),
     )
 
 

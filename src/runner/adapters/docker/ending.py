@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from runner.adapters.docker.config import SCRATCH
 from runner.init.wire import Place, Report
 from runner.job import Bytes, Exit, Usage
 
@@ -13,17 +15,30 @@ _HIGHEST_SIGNAL = 64
 _MEBIBYTE = 2**20
 _NEVER_EXECUTED = -1
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGKILL})
+_NEARLY = 32
+_MOST_LEFT = 4 * _MEBIBYTE
+"""A real disk is full for a write that is larger than what is left: up to a 32nd of it, and to this much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A place that was full, in words, and the limit to raise."""
+
+    what: str
+    limit: str
 
 
 def reported(report: Report, *, disk: Bytes, output: bytes | None, complete: bool) -> Exit:
     """The end as the init saw it. `disk` is the job's limit for all places together."""
     code, by_signal = _status(report.status)
+    full = full_place(report.places, disk)
     return Exit(
         code=code,
         signal=by_signal,
         exec_errno=report.exec_errno or None,
         oom_kills=report.oom_kills or 0,
-        disk_full=full_place(report.places, disk),
+        disk_full=full.what if full else None,
+        full_limit=full.limit if full else "limits.disk",
         usage=Usage(cpu_seconds=report.cpu_seconds, memory_peak_bytes=report.memory_peak_bytes),
         output=output,
         complete=complete,
@@ -55,17 +70,23 @@ def stopped_from_outside(end: Exit) -> bool:
     return (by_signal or by_code) and not end.oom_kills
 
 
-def full_place(places: Sequence[Place], disk: Bytes) -> str | None:
-    """A sentence on the place that was full, or on all of them together; None if there was room."""
+def full_place(places: Sequence[Place], disk: Bytes) -> Full | None:
+    """The place that was full, or all that `disk` bounds together; None if there was room."""
     for place in places:
-        if place.bytes_total and not place.bytes_free:
-            return f"{place.path} was full ({_size(place.bytes_total)})"
+        limit = "limits.scratch" if place.path == SCRATCH else "limits.disk"
+        if place.bytes_total and place.bytes_free <= _too_little(place):
+            return Full(f"{place.path} was full ({_size(place.bytes_total)})", limit)
         if place.inodes_total and not place.inodes_free:
-            return f"{place.path} had no room for another file (it had {place.inodes_total})"
-    if sum(place.bytes_total - place.bytes_free for place in places) > disk:
-        names = ", ".join(place.path for place in places)
-        return f"{names} together held more than {_size(disk)}"
+            return Full(f"{place.path} had no room for another file (it had {place.inodes_total})", limit)
+    inner = [place for place in places if place.path != SCRATCH]
+    if sum(place.bytes_total - place.bytes_free for place in inner) > disk:
+        names = ", ".join(place.path for place in inner)
+        return Full(f"{names} together held more than {_size(disk)}", "limits.disk")
     return None
+
+
+def _too_little(place: Place) -> int:
+    return min(place.bytes_total // _NEARLY, _MOST_LEFT) if place.path == SCRATCH else 0
 
 
 def _status(status: int) -> tuple[int | None, int | None]:

@@ -16,12 +16,14 @@ from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnrea
 from runner.adapters.docker.config import Site, create_body
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.nonces import Nonces
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
+from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.docker.sweep import Sweep
-from runner.errors import EngineError, EngineGone
+from runner.errors import DeferredError, EngineError, EngineGone
 from runner.init.binary import init_binary
 from runner.job import Attempt, Limits, Stack, container_name
 from runner.ports import OnOutput
@@ -37,11 +39,18 @@ class _Launch:
 
     `creation` is never cancelled: an engine that was asked makes the container whether or not we listen, and only
     the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
+    `disk` is ours until the engine has mounted it, or there is nobody left who might.
     """
 
     creation: asyncio.Task[str] | None = None
     attachment: Attachment | None = None
     uncertain: bool = False
+    disk: LoopDevice | None = None
+
+    def let_go_of_disk(self) -> None:
+        if self.disk is not None:
+            self.disk.close()
+            self.disk = None
 
 
 class DockerEngine:
@@ -57,9 +66,11 @@ class DockerEngine:
         site: Site,
         nonces: Nonces,
         jobs: Path,
+        scratch: ScratchDisks,
         start_parallelism: int,
     ) -> None:
         self.client = client
+        self._scratch = scratch
         self._removal = removal
         self._census = census
         self._observer = observer
@@ -99,6 +110,7 @@ class DockerEngine:
         Waits for an engine that does not answer.
         """
         self.keep(attempt.container_name)
+        self._scratch.note(attempt.container_name, attempt.plan.limits.scratch)
         return await adopt(
             attempt,
             client=self.client,
@@ -123,6 +135,8 @@ class DockerEngine:
                 await self._removal.remove(name)
             await self._remove_files(JobFolder(self._jobs / attempt.claim))
         finally:
+            launch.let_go_of_disk()
+            self._scratch.forget(name)
             del self._launches[name]
 
     async def close(self) -> None:
@@ -130,6 +144,7 @@ class DockerEngine:
         for launch in self._launches.values():
             if launch.attachment is not None:
                 launch.attachment.close()
+            launch.let_go_of_disk()
         owned = [*self._creations, *self._disposals]
         for task in owned:
             task.cancel()
@@ -142,13 +157,23 @@ class DockerEngine:
             folder.create()
         except OSError as error:
             raise EngineError(f"the job's files cannot be made: {error}") from error
-        body = create_body(stack, limits, folder.path, self._site)
+        if limits.scratch:
+            launch.disk = await self._make_disk(name, stack, limits)
+        disk = launch.disk.path if launch.disk else None
+        body = create_body(stack, limits, folder.path, self._site, scratch=disk)
         async with self._starting:
             launch.creation = self._own(asyncio.create_task(self._create(launch, name, body)))
             container = await asyncio.shield(launch.creation)
             launch.attachment = attachment = await self.client.attach(container)
             await self.client.start(container)
+        launch.let_go_of_disk()
         return Sandbox(self.client, container, attachment, folder)
+
+    async def _make_disk(self, name: str, stack: Stack, limits: Limits) -> LoopDevice:
+        try:
+            return await self._scratch.make(name, limits.scratch, uid=stack.uid, gid=stack.gid)
+        except OSError as error:
+            raise DeferredError(f"its scratch disk cannot be made on this worker: {error}") from error
 
     def _own(self, creation: asyncio.Task[str]) -> asyncio.Task[str]:
         self._creations.add(creation)
@@ -170,6 +195,7 @@ class DockerEngine:
             await self._removal.remove(name)
             await self._remove_files(JobFolder(self._jobs / name.removeprefix(container_name(self._site.worker, ""))))
         finally:
+            self._scratch.forget(name)
             self._launches.pop(name, None)
 
     async def _outcome(self, launch: _Launch) -> str | None:
@@ -191,12 +217,13 @@ class DockerEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEngine:
-    """The engine with what belongs to it: its client for health checks, its sweep, and what that found amiss."""
+    """The engine with what belongs to it: its client for health checks, its sweep, what that found amiss, its disks."""
 
     engine: DockerEngine
     client: EngineClient
     sweep: Sweep
     audit: Audit
+    scratch: ScratchDisks
 
 
 @asynccontextmanager
@@ -210,6 +237,7 @@ async def open_engine(
     async with open_client(url, observer) as client:
         census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)
+        scratch = ScratchDisks(state_dir.absolute())
         engine = DockerEngine(
             client=client,
             removal=removal,
@@ -218,6 +246,7 @@ async def open_engine(
             site=site,
             nonces=Nonces(state_dir / "secret"),
             jobs=jobs,
+            scratch=scratch,
             start_parallelism=parallel,
         )
         sweep = Sweep(
@@ -231,7 +260,7 @@ async def open_engine(
             audit=audit,
         )
         try:
-            yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit)
+            yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit, scratch=scratch)
         finally:
             await engine.close()
 

@@ -1,0 +1,79 @@
+"""The disks that jobs and the daemon share: how much is free, and how much of it scratch may take."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.adapters.docker.engine import OpenEngine
+from runner.errors import EngineError
+from runner.job import Bytes
+from runner.settings import Settings
+from runner.units import format_size
+
+log = logging.getLogger(__name__)
+
+_FEWEST_FILES = 10_000
+"""With fewer inodes left a disk is full; one that does not count them has no such bound."""
+
+
+def disk_of(folder: Path) -> os.statvfs_result:
+    """The file system that a folder is on, or will be made on. Raises `OSError`."""
+    return os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+
+
+def free(disk: os.statvfs_result) -> Bytes:
+    """What anybody may still write to it."""
+    return Bytes(disk.f_bavail * disk.f_frsize)
+
+
+def total(disk: os.statvfs_result) -> Bytes:
+    """Its size."""
+    return Bytes(disk.f_blocks * disk.f_frsize)
+
+
+def shortage(disk: os.statvfs_result, reserve: Bytes) -> str | None:
+    """What there is too little of: bytes, or files."""
+    if (left := free(disk)) < reserve:
+        return f"{format_size(left)} are free, less than capacity.disk_free ({format_size(reserve)})"
+    if disk.f_files and disk.f_favail < _FEWEST_FILES:
+        return f"{disk.f_favail} more files are possible, fewer than {_FEWEST_FILES}"
+    return None
+
+
+@dataclass(slots=True)
+class Disks:
+    """The disks under `worker.state_dir` and, once `look_for_engine` has found it, under the engine's own folder."""
+
+    settings: Settings
+    house: OpenEngine
+    engine_root: Path | None = None
+
+    async def look_for_engine(self) -> None:
+        """Learn where the engine keeps its containers; where we cannot see that, its disk is not watched."""
+        try:
+            root = (await self.house.client.info()).root
+            os.statvfs(root)
+        except (EngineError, OSError) as error:
+            log.warning("the engine's disk is not watched", extra={"problem": str(error)})
+        else:
+            self.engine_root = root
+
+    async def warn_of_scratch(self) -> None:
+        """Say so where jobs may ask for scratch and none can be made; they are passed on."""
+        if self.settings.limits.max.scratch and (fault := await self.house.scratch.fault()):
+            log.error("no scratch disk can be made", extra={"problem": fault})
+
+    def problem(self) -> str | None:
+        """Why no job is to be taken for now."""
+        reserve, state_dir = self.settings.capacity.disk_free, self.settings.worker.state_dir
+        if lack := shortage(disk_of(state_dir), reserve):
+            return f"on the disk of worker.state_dir {lack}"
+        if self.engine_root is None or not (lack := shortage(disk_of(self.engine_root), reserve)):
+            return None
+        return f"on the engine's disk ({self.engine_root}) {lack}"
+
+    def room(self) -> Bytes:
+        """How much disk the scratch of all jobs may take together; what they have is taken from `free` already."""
+        unused = free(disk_of(self.settings.worker.state_dir)) - self.settings.capacity.disk_free
+        return Bytes(max(0, unused) + self.house.scratch.held)
