@@ -10,6 +10,7 @@
     │   ├── EngineGone     the engine does not answer; wait for it
     │   ├── NeverStarted   there is nothing to adopt, and never was; start it
     │   └── ImageMissing   the engine lacks the image; pass the job on
+    ├── HostError          this machine lacks something, or refuses it; its operator mends the machine; exit 1
     ├── StartError         the container exists, but the job's process cannot be started
     ├── JournalError       the journal cannot be written: the disk is full or broken
     └── BrokerError        the broker failed us
@@ -62,6 +63,10 @@ class NeverStarted(EngineError):
 
 class ImageMissing(EngineError):
     """The engine no longer has the image that the stack pointed to."""
+
+
+class HostError(RunnerError):
+    """This machine lacks something that was asked for, or does not let us have it."""
 
 
 class StartError(RunnerError):

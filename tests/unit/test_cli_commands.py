@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from runner.app.check import Finding, Remedy
+from runner.app.finding import Finding, Remedy
 from runner.cli import Exit, cli
 from runner.cli.check import exit_code_for
 from runner.cli.exits import exit_code_of, exit_on_errors

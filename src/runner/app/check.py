@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from runner import __version__
@@ -12,6 +10,7 @@ from runner.adapters.docker.client import EngineInfo, open_client
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
 from runner.app.disk import disk_of, free, shortage
+from runner.app.finding import Finding, Remedy
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
@@ -21,28 +20,6 @@ from runner.stacks.catalog import Listed
 from runner.units import format_size
 
 _TOLD = 3
-
-
-class Remedy(StrEnum):
-    """What kind of thing has to be mended."""
-
-    CONFIG = "config"
-    SERVICE = "service"
-    MACHINE = "machine"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. `detail` says what is there or, where `remedy` is set, what to do."""
-
-    name: str
-    detail: str
-    remedy: Remedy | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing has to be mended."""
-        return self.remedy is None
 
 
 async def check(settings: Settings) -> AsyncIterator[Finding]:

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from runner.app.check import Finding, Remedy, check
+from runner.app.check import check
+from runner.app.finding import Finding, Remedy
 from runner.cli.exits import Exit
 from runner.cli.options import JSON
 from runner.errors import ConfigError
@@ -32,7 +33,7 @@ def command(ctx: click.Context, /, *, print_settings: bool, as_json: bool) -> No
     except ConfigError as error:
         findings = [Finding(name="configuration", detail=fault, remedy=Remedy.CONFIG) for fault in error.faults]
         for finding in findings:
-            _tell(finding, as_json=as_json)
+            tell(finding, as_json=as_json)
         ctx.exit(Exit.CONFIG)
     if print_settings:
         click.echo(settings.effective(), nl=False)
@@ -44,7 +45,7 @@ async def _check(settings: Settings, *, as_json: bool) -> list[Finding]:
     findings = []
     async for finding in check(settings):
         findings.append(finding)
-        _tell(finding, as_json=as_json)
+        tell(finding, as_json=as_json)
     return findings
 
 
@@ -54,7 +55,8 @@ def exit_code_for(findings: list[Finding]) -> Exit:
     return next((code for remedy, code in _CODES.items() if remedy in found), Exit.DONE)
 
 
-def _tell(finding: Finding, *, as_json: bool) -> None:
+def tell(finding: Finding, *, as_json: bool) -> None:
+    """A line for a finding."""
     if as_json:
         click.echo(json.dumps({"name": finding.name, "ok": finding.ok, "detail": finding.detail}))
     else:
