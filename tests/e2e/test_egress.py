@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 import pytest
@@ -165,7 +166,11 @@ async def test_a_subnet_of_the_operators_counts(operator: Operator) -> None:
 async def test_what_is_in_use_is_neither_removed_nor_left_open(operator: Operator) -> None:
     await operator.apply()
     async with aiodocker.Docker(url=operator.site.engine) as docker:
-        body = {"Image": "runner-tests/busybox", "Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": NARROW}}
+        body: dict[str, Any] = {
+            "Image": "runner-tests/busybox",
+            "Cmd": ["sleep", "60"],
+            "HostConfig": {"NetworkMode": NARROW},
+        }
         container = await docker.containers.run(body, name=f"user-{operator.site.ns}")
         try:
             with pytest.raises(HostError, match=f"the network {NARROW} is used by user-{operator.site.ns}"):

@@ -10,7 +10,8 @@ from runner.stacks.file import FILE, is_stack_name, read_stack_file
 
 def allow_lists(folder: Path) -> Mapping[str, tuple[Destination, ...]]:
     """The `allow` of all stacks in the folder. Raises `ConfigError` with every fault of every file."""
-    lists, faults = {}, []
+    lists: dict[str, tuple[Destination, ...]] = {}
+    faults: list[str] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not (is_stack_name(path.name) and (path / FILE).is_file()):
             continue
