@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test services stop demo soak clean
+.PHONY: help setup lint check test services stop stacks demo soak clean
 BIN := .venv/bin
 
 help: ## Show this list
@@ -25,6 +25,9 @@ services: setup ## Start the private broker and engine; eval "$(make -s services
 
 stop: ## Stop the private broker and engine
 	@scripts/services stop
+
+stacks: ## Build all stacks of config/stacks, and the bases that they stand on
+	@scripts/stacks
 
 demo: ## See three jobs go through, from nothing to a result
 	@scripts/demo
