@@ -4,6 +4,7 @@ Wire format version 1. What comes in is decoded strictly: a message is a whole j
 that names the field and says what would be right.
 """
 
+import binascii
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,19 +28,24 @@ from pydantic import (
     StrictStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
+    model_validator,
 )
 
 from runner.job import (
     Choices,
     DeadCode,
     EventKind,
+    InlineCode,
     Invalid,
     Job,
     JobKey,
     Json,
     LimitsRequest,
     Line,
+    LinkedCode,
     LogStats,
     Network,
     Outcome,
@@ -52,6 +58,7 @@ from runner.job import (
     Usage,
 )
 from runner.ports import Batch, Event
+from runner.sources import parse_source
 from runner.units import format_duration, parse_duration, parse_size
 
 VERSION = 1
@@ -61,6 +68,7 @@ REPLY_TO_MAX = 200
 """The most bytes that `reply_to` may have."""
 WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _STACK = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -134,6 +142,23 @@ def _reason(value: str) -> str:
     raise ValueError(f"{_quote(value)} is no reason to retry; choose from {', '.join(known)}")
 
 
+def _archive(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("is not a string; write a tar.gz or a zip in base64")  # noqa: TRY004 - pydantic wants it
+    try:
+        archive = binascii.a2b_base64(value, strict_mode=True)
+    except ValueError:
+        raise ValueError("is not base64 (RFC 4648, section 4, padded, on one line)") from None
+    if not archive:
+        raise ValueError("is empty; write a tar.gz or a zip in base64, or leave out code")
+    return archive
+
+
+def _address(value: str) -> str:
+    parse_source(value)
+    return value
+
+
 def _quote(value: str) -> str:
     short = value if len(value) <= _QUOTED else value[:_QUOTED] + "…"
     return json.dumps(short)
@@ -182,11 +207,55 @@ class RetryMessage(_Wire):
 
 
 class CodeMessage(_Wire):
-    """A code package: either `inline`, or `url` with `sha256`."""
+    """A code package, a tar.gz or a zip: either `inline`, or `url` with `sha256`."""
 
-    inline: StrictStr | None = None
-    url: StrictStr | None = None
-    sha256: Annotated[StrictStr, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    inline: (
+        Annotated[
+            bytes,
+            PlainValidator(_archive),
+            WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+            Field(description="the archive itself"),
+        ]
+        | None
+    ) = None
+    url: Annotated[StrictStr, AfterValidator(_address), Field(description="where it is fetched")] | None = None
+    sha256: (
+        Annotated[
+            StrictStr,
+            AfterValidator(partial(_matching, _SHA256, 64, "the SHA-256 of an archive: 64 of 0-9 and a-f")),
+            Field(description="of the archive at url"),
+        ]
+        | None
+    ) = Field(default=None, validate_default=True)
+
+    @field_validator("url")
+    @classmethod
+    def _one_of_two(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("inline") is not None:
+            raise ValueError("stands beside inline; leave one of them out")
+        return value
+
+    @field_validator("sha256")
+    @classmethod
+    def _beside_url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("url") is not None:
+            raise ValueError("is required with url: the SHA-256 of the archive, in lower-case hex")
+        if value is not None and info.data.get("url", "") is None:
+            raise ValueError("belongs to url; leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if self.inline is None and self.url is None:
+            raise ValueError("is empty; name inline, or url with sha256, or leave out code")
+        return self
+
+    @property
+    def value(self) -> InlineCode | LinkedCode:
+        """What the job brings along."""
+        if self.inline is not None:
+            return InlineCode(archive=self.inline)
+        return LinkedCode(url=self.url or "", sha256=self.sha256 or "")
 
 
 class JobMessage(_Wire):
@@ -431,6 +500,7 @@ def _job(message: JobMessage, job_id: str, envelope: Envelope, published: dateti
         env=message.env,
         payload=_payload(message),
         stdin=message.stdin.encode() if message.stdin is not None else None,
+        code=message.code.value if message.code is not None else None,
         limits=LimitsRequest(**message.limits.model_dump()),
         network=message.network,
         retry=_retry(message.retry),

@@ -288,10 +288,9 @@ class Handling:
 
     def _time_left(self, job: Job) -> float | None:
         """Seconds in which the job has to be started for the first time, counted from when it may."""
-        if job.start_within is None or self.delivery.number > 1:
+        if job.start_by is None or self.delivery.number > 1:
             return None
-        latest = job.published + (job.delay or timedelta()) + job.start_within
-        return max(0.0, (latest - self.place.outside.now()).total_seconds())
+        return max(0.0, (job.start_by - self.place.outside.now()).total_seconds())
 
     async def _claim_and_run(self, held: Held, plan: Plan) -> None:
         claimed = self.place.outside.now()

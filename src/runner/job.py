@@ -17,6 +17,12 @@ OUTPUT_MAX = Bytes(64 * 1024)
 """The most that `JOB_OUTPUT_FILE` may hold."""
 PROGRESS_MAX = Bytes(4 * 1024)
 """The most that `JOB_PROGRESS_FILE` may hold."""
+SECRETS_MAX = 32
+"""The most secrets that one job may get."""
+SECRET_BYTES_MAX = Bytes(64 * 1024)
+"""The most that one secret may hold."""
+SECRETS_BYTES_MAX = Bytes(256 * 1024)
+"""The most that all secrets of one job may hold."""
 
 
 class Priority(StrEnum):
@@ -190,6 +196,21 @@ class StackRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InlineCode:
+    """A code package that came in its job's message: a tar.gz or a zip."""
+
+    archive: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkedCode:
+    """A code package that is fetched: its address, and the SHA-256 of the archive there, in lower-case hex."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as its submitter described it, decoded and checked for form."""
 
@@ -201,6 +222,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     payload: bytes | None = None
     stdin: bytes | None = None
+    code: InlineCode | LinkedCode | None = None
     limits: LimitsRequest = LimitsRequest()
     network: Network | None = None
     retry: RetryPolicy = RetryPolicy()
@@ -212,6 +234,13 @@ class Job:
     name: str | None = None
     reply: Reply | None = None
     traceparent: str | None = None
+
+    @property
+    def start_by(self) -> datetime | None:
+        """When it has to have been started for the first time; None where that may take any time."""
+        if self.start_within is None:
+            return None
+        return self.published + (self.delay or timedelta()) + self.start_within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +261,14 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRef:
+    """A secret as a stack or a tenant's settings name it. `shared`: one value serves whoever has none of their own."""
+
+    name: str
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """A runtime that this worker has: one revision of one stack, resolved to an image."""
 
@@ -248,6 +285,7 @@ class Stack:
     read_only: bool = True
     cap_add: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    secrets: tuple[SecretRef, ...] = ()
     runtime: str = "runc"
     log_flood_kills: bool = False
 
@@ -261,6 +299,7 @@ class Plan:
     command: tuple[str, ...]
     limits: Limits
     network: Network = Network.NONE
+    secrets: tuple[SecretRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,25 +310,40 @@ class Choices:
     command: tuple[str, ...]
     limits: Limits
     network: Network = Network.NONE
+    secrets: tuple[SecretRef, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan) -> "Choices":
         """The choices that were made in a plan."""
-        return cls(stack=plan.stack, command=plan.command, limits=plan.limits, network=plan.network)
+        return cls(
+            stack=plan.stack,
+            command=plan.command,
+            limits=plan.limits,
+            network=plan.network,
+            secrets=plan.secrets,
+        )
 
     def plan(self, job: Job) -> Plan:
         """The plan again."""
-        return Plan(job=job, stack=self.stack, command=self.command, limits=self.limits, network=self.network)
+        return Plan(
+            job=job,
+            stack=self.stack,
+            command=self.command,
+            limits=self.limits,
+            network=self.network,
+            secrets=self.secrets,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One start of one job: what a container is made from."""
+    """One start of one job: what a container is made from. `secrets` are the values by name, for the init alone."""
 
     plan: Plan
     worker: str
     claim: str
     number: int
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def container_name(self) -> str:

@@ -1,11 +1,12 @@
 """From a job and its stack to a plan that can be carried out. Pure."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Job, Limits, LimitsRequest, Plan, Stack
+from runner.job import Bytes, Job, Limits, LimitsRequest, LinkedCode, Plan, SecretRef, Stack
+from runner.sources import Source, is_allowed, parse_source
 from runner.units import format_duration, format_size, spell_size
 
 MEMORY_MIN = Bytes(6 * 2**20)
@@ -23,7 +24,8 @@ SCRATCH_MIN = Bytes(2**20)
 class Policy:
     """What the operator of this worker lays down: defaults, maxima, and what the machine has to give.
 
-    A maximum of None leaves the matter to the machine's size. `scratch` is the most of it that the disk could hold.
+    A maximum of None leaves the matter to the machine's size. `code` has the folders that packages may come from.
+    `scratch` is the most of it that the disk could hold.
     """
 
     default: Limits
@@ -31,12 +33,22 @@ class Policy:
     cpus: float
     memory: Bytes
     tenant_stacks: dict[str, frozenset[str]]
+    code: tuple[Source, ...] = ()
+    tenant_secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scratch: Bytes = _NO_SCRATCH
 
     def allows(self, tenant: str, stack: str) -> bool:
         """Whether the tenant may use the stack; all stacks unless the operator names some."""
         allowed: Collection[str] | None = self.tenant_stacks.get(tenant)
         return allowed is None or stack in allowed
+
+    def secrets(self, tenant: str, stack: Stack) -> tuple[SecretRef, ...]:
+        """What the tenant's jobs of the stack get: the stack's secrets, and those that the tenant gets with any stack.
+
+        One that both name has to be the tenant's own.
+        """
+        named = {name: SecretRef(name=name) for name in self.tenant_secrets.get(tenant, ())}
+        return tuple(({secret.name: secret for secret in stack.secrets} | named).values())
 
 
 def check_request(job: Job, policy: Policy) -> None:
@@ -45,6 +57,18 @@ def check_request(job: Job, policy: Policy) -> None:
     Raises `RejectedError` naming the field.
     """
     _check_maxima(job.limits, policy.maximum)
+    if isinstance(job.code, LinkedCode):
+        _check_source(job.code.url, policy.code)
+
+
+def _check_source(url: str, folders: Collection[Source]) -> None:
+    try:
+        source = parse_source(url)
+    except ValueError as error:
+        raise RejectedError(f"code.url: {error}") from error
+    if not is_allowed(source, folders):
+        known = f"this operator allows {', '.join(map(str, folders))}" if folders else "this operator allows none"
+        raise RejectedError(f"code.url: {source} is not where packages may come from (code.allow); {known}")
 
 
 def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
@@ -62,16 +86,17 @@ def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
     _check_maxima(limits, policy.maximum)
     _check_minima(limits)
     _check_machine(limits, policy)
-    return Plan(job=job, stack=stack, command=command, limits=limits)
+    secrets = policy.secrets(job.route.tenant, stack)
+    return Plan(job=job, stack=stack, command=command, limits=limits, secrets=secrets)
 
 
 def _check_maxima(limits: Limits | LimitsRequest, maximum: LimitsRequest) -> None:
-    for field in fields(LimitsRequest):
-        top = getattr(maximum, field.name)
-        value = getattr(limits, field.name)
+    for limit in fields(LimitsRequest):
+        top = getattr(maximum, limit.name)
+        value = getattr(limits, limit.name)
         if top is not None and value is not None and value > top:
-            asked, most = (str(each) if field.name == "pids" else _show(each) for each in (value, top))
-            raise RejectedError(f"limits.{field.name}: {asked} is over this operator's maximum, {most}")
+            asked, most = (str(each) if limit.name == "pids" else _show(each) for each in (value, top))
+            raise RejectedError(f"limits.{limit.name}: {asked} is over this operator's maximum, {most}")
 
 
 def _check_minima(limits: Limits) -> None:

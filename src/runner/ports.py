@@ -3,7 +3,7 @@
 The fakes of `tests/fakes.py` and the real adapters pass the same suite in `tests/contract/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -25,6 +25,7 @@ from runner.job import (
     Outcome,
     Plan,
     Priority,
+    SecretRef,
     Stack,
     StackRef,
     StopReason,
@@ -406,6 +407,17 @@ class Stacks(Protocol):
 
     def invalidate(self, name: str) -> None:
         """The stack's image has turned out to be gone: look it up again."""
+
+
+class Secrets(Protocol):
+    """The values of the secrets that an operator keeps for jobs."""
+
+    async def read(self, tenant: str, secrets: Sequence[SecretRef]) -> Mapping[str, bytes]:
+        """The values by name, as they are now.
+
+        Raises `RejectedError` (the operator is to blame) naming the secret and what to do where one is missing or
+        cannot be one, and `DeferredError` when it cannot be read just now.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ from runner.job import (
     Reply,
     RetryPolicy,
     Route,
+    SecretRef,
     Stack,
     StackRef,
     StopReason,
@@ -485,8 +486,16 @@ def test_choices_survive_being_kept() -> None:
         stack=Stack(name="a", revision="1", image="sha256:1", env={"A": "é"}, cap_add=("X",)),
         command=("a", ""),
         limits=Limits(timeout=timedelta(seconds=1.5)),
+        secrets=(SecretRef(name="token", shared=True),),
     )
     assert decode_choices(encode_choices(choices)) == choices
+
+
+def test_choices_of_a_version_without_secrets_can_be_read() -> None:
+    choices = Choices(stack=Stack(name="a", revision="1", image="sha256:1"), command=("a",), limits=Limits())
+    kept = json.loads(encode_choices(choices))
+    del kept["secrets"], kept["stack"]["secrets"]
+    assert decode_choices(json.dumps(kept)) == choices
 
 
 @FEW

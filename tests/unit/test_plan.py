@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import STACK, make_job
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Limits, LimitsRequest
+from runner.job import Bytes, Limits, LimitsRequest, SecretRef
 from runner.plan import Policy, check_request, make_plan
 
 MIB = 2**20
@@ -17,6 +17,7 @@ POLICY = Policy(
     cpus=4,
     memory=Bytes(1024 * MIB),
     tenant_stacks={"poor": frozenset({"busybox"}), "none": frozenset()},
+    tenant_secrets={"rich": ("vault", "token")},
 )
 
 
@@ -105,6 +106,18 @@ def test_a_tenant_uses_the_stacks_that_it_may(tenant: str, stack: str, *, allowe
         return
     with pytest.raises(RejectedError, match=f"^stack: tenant {tenant} may not use stack {stack}$"):
         make_plan(job, replace(STACK, name=stack), POLICY)
+
+
+def test_a_job_gets_its_stacks_secrets_and_its_tenants() -> None:
+    stack = replace(STACK, secrets=(SecretRef(name="registry", shared=True), SecretRef(name="token", shared=True)))
+    registry, token = stack.secrets
+    assert make_plan(make_job(), stack, POLICY).secrets == (registry, token)
+    assert make_plan(make_job(), STACK, POLICY).secrets == ()
+    route = replace(make_job().route, tenant="rich")
+    # What the tenant is to have of its own is not taken from what all share.
+    own = (SecretRef(name="token"), SecretRef(name="vault"))
+    assert set(make_plan(make_job(route=route), stack, POLICY).secrets) == {registry, *own}
+    assert set(make_plan(make_job(route=route), STACK, POLICY).secrets) == set(own)
 
 
 def test_scratch_has_to_fit_the_disk_and_hold_a_file_system() -> None:

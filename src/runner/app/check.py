@@ -11,6 +11,7 @@ from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
 from runner.app.disk import disk_of, free, shortage
 from runner.app.finding import Finding, Remedy
+from runner.app.secrets import look_at_secrets
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
@@ -34,6 +35,8 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     yield _init()
     yield _state_dir(settings.worker.state_dir)
     yield _disk(settings)
+    for word, fault in look_at_secrets(settings):
+        yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
     yield await _scratch(settings)
 
 

@@ -7,7 +7,7 @@ from runner.settings import Settings
 
 
 def policy_of(settings: Settings) -> Policy:
-    """Defaults, maxima, the machine's size, and which tenant may use which stacks."""
+    """Defaults, maxima, the machine's size, which tenant may use which stacks, and whose jobs get which secrets."""
     return Policy(
         default=settings.limits.default,
         maximum=settings.limits.max,
@@ -16,5 +16,6 @@ def policy_of(settings: Settings) -> Policy:
         tenant_stacks={
             name: frozenset(tenant.stacks) for name, tenant in settings.tenants.items() if tenant.stacks is not None
         },
+        tenant_secrets={name: tenant.secrets for name, tenant in settings.tenants.items()},
         scratch=Bytes(max(0, total(disk_of(settings.worker.state_dir)) - settings.capacity.disk_free)),
     )

@@ -12,10 +12,12 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from runner.job import Bytes
+from runner.sources import parse_source
 from runner.units import format_duration, parse_duration, parse_size, quoted, spell_size
 
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 _WORD_RULE = "write at most 40 of a-z, 0-9, _ and -, the first a letter or digit"
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 _MASK = "****"
 
@@ -87,6 +89,13 @@ def _portion(value: object) -> Portion:
 def _word(value: str) -> str:
     if not _WORD.fullmatch(value):
         raise ValueError(f"{quoted(value)} is not a word; {_WORD_RULE}")
+    return value
+
+
+def _secret_name(value: str) -> str:
+    if not _SECRET_NAME.fullmatch(value):
+        rule = "write at most 64 letters, digits, _, . and -, the first a letter, a digit or _"
+        raise ValueError(f"{quoted(value)} is not the name of a secret; {rule}")
     return value
 
 
@@ -175,15 +184,10 @@ def _range(value: object) -> IPv4Network:
 
 def _source(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        known_port = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, known_port = urlsplit(""), False
-    plain = not any(mark in value for mark in "?#%\\") and not {".", ".."} & set(parts.path.split("/"))
-    folder = plain and parts.path.startswith("/") and parts.path.endswith("/")
-    if folder and known_port and parts.scheme == "https" and parts.hostname and "@" not in parts.netloc:
-        return value
-    if folder and parts.scheme == "file" and not parts.netloc:
+        source = parse_source(value)
+    except ValueError as error:
+        raise ValueError(f"{quoted(value)} is not a source of code: it {error}") from None
+    if source.path.endswith("/") and "%" not in source.path and "?" not in value:
         return value
     raise ValueError(f"{quoted(value)} is not a source of code; write https://host/path/ or file:///folder/")
 
@@ -228,6 +232,8 @@ Text = Annotated[str, Field(min_length=1)]
 """Some text, not empty."""
 Word = Annotated[str, AfterValidator(_word)]
 """A word of the contract: a pool, a tenant, a worker's name."""
+SecretName = Annotated[str, AfterValidator(_secret_name)]
+"""The name of a secret, and of the file that holds it."""
 Folder = Annotated[Path, AfterValidator(_folder), _Text]
 """An absolute path."""
 BrokerUrl = Annotated[str, AfterValidator(_broker)]

@@ -28,6 +28,7 @@ from runner.settings.fields import (
     Number,
     Port,
     Portion,
+    SecretName,
     Section,
     Size,
     Span,
@@ -222,7 +223,7 @@ class Tenant(Section):
     weight: Count = 1
     max_running: CountOrNone = None
     stacks: tuple[Text, ...] | None = None
-    secrets: tuple[Text, ...] = ()
+    secrets: tuple[SecretName, ...] = ()
 
 
 class Http(Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import ConfigError, DeferredError, RejectedError
-from runner.job import Network, Stack, StackRef
+from runner.job import Network, SecretRef, Stack, StackRef
 from runner.stacks import names
 from runner.stacks.file import FILE, LogFlood, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
@@ -172,6 +172,7 @@ def _stack(name: str, file: StackFile, image: Image) -> Stack:
         read_only=file.read_only,
         cap_add=file.cap_add,
         devices=file.devices,
+        secrets=tuple(SecretRef(name=secret.name, shared=secret.shared) for secret in file.secrets),
         runtime=file.runtime,
         log_flood_kills=file.log_flood is LogFlood.KILL,
     )

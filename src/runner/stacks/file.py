@@ -13,7 +13,7 @@ from runner.destination import Destination, parse_destination
 from runner.errors import ConfigError
 from runner.job import LimitsRequest, Network
 from runner.settings.faults import describe
-from runner.settings.fields import Count, Cpus, Duration, Memory, Section, Size, Span, Whole
+from runner.settings.fields import Count, Cpus, Duration, Memory, SecretName, Section, Size, Span, Whole
 from runner.units import quoted
 
 FILE = "stack.toml"
@@ -84,6 +84,13 @@ def _secret(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _distinct(value: "tuple[Secret, ...]") -> "tuple[Secret, ...]":
+    names = [secret.name for secret in value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{quoted(twice[0])} stands here twice; leave one")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_text)]
 Word = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 Allowed = Annotated[Destination, BeforeValidator(_destination)]
@@ -114,7 +121,7 @@ class StackLimits(Section):
 class Secret(Section):
     """A secret that the stack's jobs get; `shared` where one value serves all tenants."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+    name: SecretName
     shared: bool = False
 
 
@@ -132,7 +139,7 @@ class StackFile(Section):
     read_only: bool = True
     cap_add: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]+$"), AfterValidator(_capability)], ...] = ()
     devices: tuple[Annotated[str, Field(pattern=r"^/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")], ...] = ()
-    secrets: tuple[Annotated[Secret, BeforeValidator(_secret)], ...] = ()
+    secrets: Annotated[tuple[Annotated[Secret, BeforeValidator(_secret)], ...], AfterValidator(_distinct)] = ()
     runtime: Word = "runc"
     allow: tuple[Allowed, ...] = ()
     log_flood: LogFlood = LogFlood.TRUNCATE

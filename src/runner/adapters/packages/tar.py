@@ -1,0 +1,156 @@
+"""Reads a tar, strictly: POSIX ustar and pax, and GNU's long names. What none of them explains is refused."""
+
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runner.adapters.packages.tree import ENTRIES_MAX, Tree, damage, refusal
+
+_BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1 << 18
+_EXTENSION_MAX = 1 << 20
+"""The most bytes of one extended header; a name of the greatest length needs far less."""
+_EXTENSIONS_MAX = 64 << 20
+"""The most bytes of all of them."""
+_END_MAX = 1 << 20
+"""The most bytes that may follow the end: tar fills up its last record."""
+_SPECIAL_BITS = 0o7000
+_DAMAGED = "is not a tar, or damaged"
+_DEVICES = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a FIFO"}
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+
+
+class Readable(Protocol):
+    """What a tar is read from."""
+
+    def read(self, size: int) -> bytes:
+        """So many bytes, or fewer at the end."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """What extended headers said about the entry that follows."""
+
+    name: str | None = None
+    target: str | None = None
+    size: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class TarReader:
+    """Puts the entries of one tar into a tree."""
+
+    stream: Readable
+    tree: Tree
+    _told: _Told = field(default_factory=_Told)
+    _headers: int = 0
+    _extended: int = 0
+
+    def run(self) -> None:
+        """Read it to its end. Raises `RejectedError` for what is wrong with it."""
+        while (header := self._header()) is not None:
+            if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE):
+                self._extend(_records(self._extension(header)), everywhere=header.type == tarfile.XGLTYPE)
+            elif header.type == tarfile.GNUTYPE_LONGNAME:
+                self._told.name = _text(self._extension(header).rstrip(b"\0"))
+            elif header.type == tarfile.GNUTYPE_LONGLINK:
+                self._told.target = _text(self._extension(header).rstrip(b"\0"))
+            else:
+                told, self._told = self._told, _Told()
+                self._add(header, told)
+        if len(self.stream.read(_END_MAX + 1)) > _END_MAX:
+            raise damage("goes on after its end")
+
+    def _header(self) -> tarfile.TarInfo | None:
+        """The next header; None at the end."""
+        block = self.stream.read(_BLOCK)
+        if not block or block == bytes(_BLOCK):
+            return None
+        self._headers += 1
+        if self._headers > 4 * ENTRIES_MAX:
+            raise damage("has too many headers")
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
+            raise damage(f"{_DAMAGED} ({error})") from None
+        if header.size < 0:
+            raise damage(_DAMAGED)
+        return header
+
+    def _extension(self, header: tarfile.TarInfo) -> bytes:
+        self._extended += header.size
+        if header.size > _EXTENSION_MAX or self._extended > _EXTENSIONS_MAX:
+            raise damage("has extended headers that are too long")
+        return b"".join(self._content(header.size))
+
+    def _extend(self, records: Mapping[str, bytes], *, everywhere: bool) -> None:
+        if any(key.startswith("GNU.sparse.") for key in records):
+            raise damage("holds a sparse file, which only GNU tar reads")
+        if everywhere:
+            if records.keys() & {"path", "linkpath", "size"}:
+                raise damage("gives one name to all of its entries")
+            return
+        if "path" in records:
+            self._told.name = _text(records["path"])
+        if "linkpath" in records:
+            self._told.target = _text(records["linkpath"])
+        if "size" in records:
+            self._told.size = _number(records["size"])
+
+    def _add(self, header: tarfile.TarInfo, told: _Told) -> None:
+        name = told.name if told.name is not None else header.name
+        target = told.target if told.target is not None else header.linkname
+        size = told.size if told.size is not None else header.size
+        if header.type == tarfile.SYMTYPE:
+            self.tree.add_link(name, target)
+            return
+        if header.mode & _SPECIAL_BITS:
+            raise refusal(name, "has a setuid, setgid or sticky bit; clear it (chmod u-s,g-s,-t)")
+        if header.type == tarfile.DIRTYPE:
+            self.tree.add_folder(name)
+        elif header.type == tarfile.LNKTYPE:
+            self.tree.add_copy(name, target)
+        elif header.type in _FILES:
+            self.tree.add_file(name, self._content(size), executable=bool(header.mode & 0o111))
+        else:
+            what = _DEVICES.get(header.type, f"of the kind {header.type!r}")
+            raise refusal(name, f"is {what}; a package has only files, folders and links")
+
+    def _content(self, size: int) -> Iterator[bytes]:
+        """The bytes after a header, and the padding up to the next one."""
+        left = size
+        while left:
+            chunk = self.stream.read(min(left, _CHUNK))
+            if not chunk:
+                raise damage("is cut off")
+            left -= len(chunk)
+            yield chunk
+        padding = -size % _BLOCK
+        if len(self.stream.read(padding)) < padding:
+            raise damage("is cut off")
+
+
+def _records(data: bytes) -> dict[str, bytes]:
+    """The records `length key=value` of a pax header."""
+    records: dict[str, bytes] = {}
+    while data.strip(b"\0"):
+        digits, _, _ = data[:9].partition(b" ")
+        length = _number(digits)
+        record, data = data[len(digits) + 1 : length], data[length:]
+        key, equals, value = record.partition(b"=")
+        if not equals or not value.endswith(b"\n"):
+            raise damage(_DAMAGED)
+        records[_text(key)] = value[:-1]
+    return records
+
+
+def _number(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > 18:  # noqa: PLR2004 - more than any file has
+        raise damage(_DAMAGED)
+    return int(digits)
+
+
+def _text(raw: bytes) -> str:
+    """Text whose bytes can be told again, so that what is no UTF-8 is refused where it is known whose name it is."""
+    return raw.decode("utf-8", "surrogateescape")

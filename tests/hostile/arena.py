@@ -1,0 +1,120 @@
+"""Where attacks run: one daemon, some attacks at a time, and always a well-behaved neighbour beside them."""
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.daemon import Daemon
+from tests.e2e.submitter import Followed, Submitter
+from tests.hostile.attack import STACK, Attack, attack
+
+AT_ONCE = 4
+ROUNDS = 200
+"""A neighbour's work: about a second of CPU time."""
+_PATIENCE = 120.0
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fought:
+    """The attacks of a table once they are over, by name, and the neighbours that ran meanwhile, one by one."""
+
+    jobs: dict[str, Followed]
+    neighbours: list[Followed]
+
+    @property
+    def containers(self) -> list[str]:
+        """The ids of all containers that there were."""
+        jobs = [*self.jobs.values(), *self.neighbours]
+        return [event["container"] for job in jobs for event in job.events if event["event"] == "started"]
+
+
+async def fight(acme: Submitter, attacks: Sequence[Attack]) -> Fought:
+    """Run the attacks, and neighbours for as long."""
+    gate, over, neighbours = asyncio.Semaphore(AT_ONCE), asyncio.Event(), list[Followed]()
+
+    async def be_neighbours() -> None:
+        while True:
+            neighbours.append(await submit_neighbour(acme))
+            await neighbours[-1].finished(timeout=_PATIENCE)
+            if over.is_set():
+                return
+
+    async def run(attack: Attack) -> Followed:
+        async with gate:
+            return await (await submit(acme, attack)).finished(timeout=_PATIENCE)
+
+    beside = asyncio.create_task(be_neighbours())
+    try:
+        jobs = await asyncio.gather(*(run(each) for each in attacks))
+        over.set()
+        await beside
+    finally:
+        beside.cancel()
+    return Fought(jobs={each.name: job for each, job in zip(attacks, jobs, strict=True)}, neighbours=neighbours)
+
+
+async def submit(acme: Submitter, attack: Attack) -> Followed:
+    """Publish an attack."""
+    return await acme.submit(attack.command, **{"stack": STACK, "limits": attack.limits, **attack.fields})
+
+
+async def submit_neighbour(acme: Submitter, rounds: int = ROUNDS) -> Followed:
+    """Publish a neighbour, of another tenant."""
+    return await acme.submit(attack("neighbour", str(rounds)), stack=STACK, to="default.normal.calm")
+
+
+def check(row: Attack, job: Followed) -> None:
+    """Assert that the attack ended as its row says, in time."""
+    result = job.result
+    told = {name: result[name] for name in ("outcome", "blame", "exit_code", "signal", "oom_seen", "output")}
+    wanted = {
+        "outcome": row.outcome,
+        "blame": row.blame,
+        "exit_code": row.code,
+        "signal": row.signal,
+        "oom_seen": row.oom,
+        "output": row.output,
+    }
+    assert told == wanted, f"{result['reason']}\n{job.text()[-2000:]}{job.text('err')[-2000:]}"
+    assert re.fullmatch(row.reason, result["reason"]), result["reason"]
+    assert row.out is None or re.fullmatch(row.out, job.text()), job.text()
+    assert (result["seconds"]["run"] or 0) <= row.within, result["seconds"]
+
+
+def check_neighbour(job: Followed) -> None:
+    """Assert that nothing disturbed a neighbour: all of its work is done, and rightly."""
+    result = job.result
+    assert result["outcome"] == "succeeded", f"{result['reason']}\n{job.text('err')}"
+    assert not result["oom_seen"]
+    assert job.text("err") == ""
+    assert job.text().endswith("\ndone 616c585103dbc732\n"), job.text()[-200:]
+    assert job.kinds == ["claimed", "started", "finished"]
+
+
+def leftovers(containers: Sequence[str], daemon: Daemon) -> list[str]:
+    """Processes, control groups and mounts of these containers, and of the daemon's jobs, that are still there."""
+    known = set(containers)
+    places: list[Any] = [*_processes(), *_cgroups(), *_mounts()]
+    found = [place for place in places if any(container in place for container in known)]
+    return found + [mount for mount in _mounts() if str(daemon.site.state_dir) in mount]
+
+
+def _processes() -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            yield f"{process}: {(process / 'cgroup').read_text()}"
+
+
+def _cgroups() -> Iterator[str]:
+    for folder, _, _ in os.walk(_CGROUPS):
+        yield folder
+
+
+def _mounts() -> Iterator[str]:
+    yield from Path("/proc/self/mountinfo").read_text().splitlines()

@@ -1,0 +1,71 @@
+"""One hostile job: what it does, how it has to end, and what stops it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+STACK = "hostile"
+"""The stack of all attacks: busybox, the programs in `attacks/`, and a setuid copy of them."""
+
+
+def attack(*words: str) -> list[str]:
+    """The command that runs one of the programs in `attacks/`."""
+    return ["attack", *words]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """A row of the table. `reason` and `out` are regular expressions for all of the reason and of standard output."""
+
+    name: str
+    stopped_by: str
+    """What a reader of docs/security.md is told."""
+    command: list[str]
+    outcome: str = "succeeded"
+    reason: str = "exited with code 0"
+    blame: str = "none"
+    code: int | None = None
+    signal: int | None = None
+    oom: bool = False
+    out: str | None = None
+    output: Any = None
+    limits: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    within: float = 20.0
+    """Seconds that it may run; what is stopped has its time-out and grace, and as much again for a busy machine."""
+
+
+def survived(name: str, *words: str, stopped_by: str, out: str | None = None, **fields: Any) -> Attack:
+    """A job that comes to its end by itself, with nothing gained."""
+    return Attack(name=name, command=attack(*words), stopped_by=stopped_by, code=0, out=out, **fields)
+
+
+def failed(name: str, *words: str, stopped_by: str, **fields: Any) -> Attack:
+    """A job that ends badly, by its own doing."""
+    told = {"outcome": "failed", "blame": "job", **fields}
+    return Attack(name=name, command=attack(*words), stopped_by=stopped_by, **told)
+
+
+def killed_for_memory(name: str, *words: str, stopped_by: str, **fields: Any) -> Attack:
+    """A job whose process the kernel kills for its memory."""
+    told = {
+        "outcome": "oom_killed",
+        "blame": "job",
+        "signal": 9,
+        "oom": True,
+        "reason": "a process was killed for using more than 16 MiB of memory, the limit; raise limits.memory",
+        **fields,
+    }
+    return Attack(name=name, command=attack(*words), stopped_by=stopped_by, **told)
+
+
+def timed_out(name: str, *words: str, stopped_by: str, **fields: Any) -> Attack:
+    """A job that does not want to end, and is ended: after a second, and another one of grace."""
+    told = {
+        "outcome": "timed_out",
+        "blame": "job",
+        "signal": 9,
+        "reason": "ran for 1s, its time-out; give it more with limits.timeout",
+        **fields,
+    }
+    limits = {"timeout": "1s", "grace": "1s", **told.pop("limits", {})}
+    return Attack(name=name, command=attack(*words), stopped_by=stopped_by, limits=limits, **told)

@@ -1,0 +1,67 @@
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from secrets import token_hex
+
+import aiodocker
+import pytest
+from tests.e2e.daemon import Daemon, eventually, open_site
+from tests.e2e.submitter import Submitter, open_submitter
+from tests.hostile.arena import Fought, fight, leftovers
+from tests.hostile.attack import STACK
+from tests.hostile.image import build_image, compile_attacks
+from tests.services import Endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """A daemon with the stack of the attacks, and a client of it."""
+
+    daemon: Daemon
+    acme: Submitter
+
+
+OpenArena = Callable[..., AbstractAsyncContextManager[Arena]]
+
+
+@pytest.fixture(scope="session")
+async def hostile_image(engine: Endpoint, busybox_image: str, tmp_path_factory: pytest.TempPathFactory) -> str:  # noqa: ARG001
+    """The id of the image that all attacks are in."""
+    return await build_image(engine.url, compile_attacks(tmp_path_factory.mktemp("attacks")))
+
+
+@pytest.fixture(scope="session")
+def arena_at(
+    broker: Endpoint, engine: Endpoint, busybox_image: str, hostile_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> OpenArena:
+    """Opens an arena with these settings and stacks; at its end nothing may be left."""
+
+    @asynccontextmanager
+    async def open_arena(*, stacks: dict[str, str] | None = None, **settings: str) -> AsyncIterator[Arena]:
+        folder, ns = tmp_path_factory.mktemp("arena"), f"h{token_hex(5)}"
+        async with open_site(broker=broker.url, engine=engine.url, image=busybox_image, folder=folder, ns=ns) as site:
+            async with aiodocker.Docker(url=engine.url) as docker:
+                for name, text in {STACK: "", **(stacks or {})}.items():
+                    site.write_stack(name, text)
+                    await docker.images.tag(hostile_image, repo=f"runner/{name}", tag="current")
+            async with site.daemon(**settings) as daemon:
+                await daemon.ready()
+                async with open_submitter(site.broker, ns) as acme:
+                    yield Arena(daemon=daemon, acme=acme)
+                await daemon.stop()
+
+    return open_arena
+
+
+@pytest.fixture(scope="module")
+async def fought(request: pytest.FixtureRequest, arena_at: OpenArena) -> AsyncIterator[Fought]:
+    """All attacks of the module's table, over, with nothing left of them."""
+    async with arena_at() as arena:
+        fought = await fight(arena.acme, request.module.ATTACKS)
+        await arena.daemon.clean()
+
+        async def nothing_left() -> bool:
+            return not leftovers(fought.containers, arena.daemon)
+
+        await eventually(nothing_left, "no process, control group or mount is left")
+        yield fought
