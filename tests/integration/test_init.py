@@ -35,7 +35,7 @@ from tests.integration.pid1 import (
 
 from runner.init.binary import KILL_SIGNAL
 from runner.init.build import MACHINES, build, compiler
-from runner.init.wire import Report
+from runner.init.wire import BODY_MAX, Report
 
 CGROUP = Path("/sys/fs/cgroup")
 ORPHAN = "setsid sh -c 'trap \"\" TERM HUP INT; {}' & "
@@ -64,6 +64,19 @@ def folder() -> Iterator[Path]:
         path = Path(name)
         path.chmod(0o755)
         yield path
+
+
+def _memory_of(pid: int) -> bytes:
+    """What a process may write to of its own memory."""
+    found = b""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:  # noqa: PTH123
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, modes, *_ = line.split()
+            start, end = (int(edge, 16) for edge in span.split("-"))
+            if modes.startswith("rw"):
+                memory.seek(start)
+                found += memory.read(end - start)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +143,7 @@ NONCE, ECHO = item(1, bytes(range(32))), item(2, b"echo")
     "frame",
     [
         b"RUN2" + struct.pack("<I", len(NONCE + ECHO)) + NONCE + ECHO,
-        b"RUN1" + struct.pack("<I", (1 << 20) + (64 << 10) + 1),
+        b"RUN1" + struct.pack("<I", BODY_MAX + 1),
         b"RUN1" + struct.pack("<I", 2**32 - 1),
         *(
             b"RUN1" + struct.pack("<I", len(body)) + body
@@ -143,7 +156,12 @@ NONCE, ECHO = item(1, bytes(range(32))), item(2, b"echo")
                 NONCE + ECHO + struct.pack("<BI", 2, 1),
                 NONCE + ECHO + struct.pack("<BI", 2, 2**32 - 1),
                 NONCE + ECHO + item(0, b""),
-                NONCE + ECHO + item(8, b"x"),
+                NONCE + ECHO + item(10, b"x"),
+                NONCE + ECHO + item(9, b"name\0value"),
+                NONCE + ECHO + item(8, b"/") + item(9, b"name"),
+                NONCE + ECHO + item(8, b"/") + item(9, b"\0value"),
+                NONCE + ECHO + item(8, b"/") + item(9, b""),
+                NONCE + ECHO + item(8, b"/") + item(9, b"name\0value") * 33,
                 item(1, b"short") + ECHO,
                 NONCE + ECHO + item(5, b"1234567"),
                 NONCE + ECHO + item(6, b"1234"),
@@ -210,6 +228,66 @@ def test_only_pid_1_runs_it(binary: Path) -> None:
 
 
 # ---- what the job is given
+
+
+@pytest.fixture
+def safe(folder: Path) -> Iterator[Path]:
+    """An empty folder of nobody's, for secrets."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name)
+        if IS_ROOT:
+            os.chown(path, 65534, 65534)
+        yield path
+        path.chmod(0o700)  # for a user who is not root to empty it
+
+
+def test_secrets_are_files_of_the_jobs_user_before_the_job_is_there(binary: Path, safe: Path) -> None:
+    values = {"token": b"hunter22\n", "raw": bytes(range(256)), "none": b""}
+    script = f"cd {safe} && stat -c '%n %a %u' . token raw none && cat token && exec od -An -v -tx1 -w256 raw"
+    end = run(binary, replace(describe(sh(script)), secrets_folder=str(safe), secrets=values), wrap=AS_NOBODY)
+    user = 65534 if IS_ROOT else 0
+    stats = "".join(
+        f"{name} {mode} {user}\n" for name, mode in [(".", 500), ("token", 400), ("raw", 400), ("none", 400)]
+    )
+    assert end.stdout.decode() == f"{stats}hunter22\n {bytes(range(256)).hex(' ')}\n"
+    assert {path.name: path.read_bytes() for path in safe.iterdir()} == values
+
+
+def test_secrets_as_large_as_they_may_be(binary: Path, safe: Path) -> None:
+    values = {f"n{number}": os.urandom(8 * 1024) for number in range(32)}
+    job = replace(describe((*sh("echo $#"), *["x" * 100_000] * 11)), secrets_folder=str(safe), secrets=values)
+    with Pid1(binary, wrap=AS_NOBODY) as init:
+        init.start(job, b"input")
+        assert init.finish().stdout == b"10\n"
+    assert {path.name: path.read_bytes() for path in safe.iterdir()} == values
+
+
+SMALL_DISK = ("sh", "-c", 'mount -t tmpfs -o size=4k,mode=0777 none "$0" && exec "$@"')
+
+
+@pytest.mark.parametrize("fault", ["taken", "missing", "full"])
+def test_without_its_secrets_no_job_is_started(binary: Path, safe: Path, fault: str) -> None:
+    if fault == "taken":
+        (safe / "token").write_bytes(b"older")
+    where = str(safe / "missing" if fault == "missing" else safe)
+    wrap = (*SMALL_DISK, where, *AS_NOBODY) if fault == "full" else AS_NOBODY
+    job = replace(describe(("echo", "hi")), secrets_folder=where, secrets={"token": b"hunter22" * 1024})
+    end = run(binary, job, wrap=wrap)
+    assert (end.raw_stdout, end.stderr, end.code) == (b"", b"runner-init: the secrets cannot be written\n", 70)
+
+
+def test_the_inits_memory_keeps_no_secret(binary: Path, safe: Path) -> None:
+    """As root, who may look into it: of what was on its way, the values are wiped, and all else is still there."""
+    job = replace(describe(("sleep", "60"), env={**ENV, "MARK": "mark-of-env"}), secrets_folder=str(safe),
+                  secrets={"token": b"hunter22"})  # fmt: skip
+    with Pid1(binary) as init:
+        init.start(job)
+        eventually(lambda: bool(init.job_processes))
+        memory = _memory_of(init.pid)
+        init.signal(KILL_SIGNAL)
+        init.finish()
+    assert b"mark-of-env" in memory
+    assert b"hunter22" not in memory
 
 
 def test_arguments_and_environment_of_400_kib(binary: Path) -> None:

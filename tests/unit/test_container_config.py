@@ -2,7 +2,7 @@
 
 import json
 import resource
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ SPECIAL = Stack(
     devices=("/dev/kvm", "/dev/sda:/dev/xvda:r", "/dev/a:/dev/b"),
     runtime="runsc",
 )
+SECRETS_ROOM = 384 * 1024
 LARGE = Limits(cpus=3.25, memory=Bytes(8 * 2**30), disk=Bytes(2**30), pids=4096, log_bytes=Bytes(64 * 2**20))
 SMALL = Limits(cpus=0.01, memory=Bytes(6 * 2**20), disk=Bytes(0), pids=1, log_bytes=Bytes(0))
 
@@ -52,11 +53,11 @@ def test_the_engine_is_asked_for_exactly_this(name: str, stack: Stack, limits: L
 def test_nothing_in_the_container_is_without_a_bound(limits: Limits) -> None:
     host = create_body(PLAIN, limits, FOLDER, SITE)["HostConfig"]
     assert host["MemorySwap"] == host["Memory"] == limits.memory + limits.disk
-    assert set(host["Tmpfs"]) == {"/work", "/tmp", "/dev/shm"}  # noqa: S108
+    assert set(host["Tmpfs"]) == {"/work", "/tmp", "/dev/shm", "/job/secrets"}  # noqa: S108
     assert host["IpcMode"] == "none"  # else the engine adds a /dev/shm of its own
-    for options in host["Tmpfs"].values():
+    for place, options in host["Tmpfs"].items():
         words = dict(option.partition("=")[::2] for option in options.split(","))
-        assert 0 < int(words["size"]) <= max(limits.disk, 4096)
+        assert 0 < int(words["size"]) <= (SECRETS_ROOM if place == "/job/secrets" else max(limits.disk, 4096))
         assert 0 < int(words["nr_inodes"]) <= max(limits.disk // 4096, 1024)
     assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 256 * 2**20
 
@@ -90,6 +91,15 @@ def test_the_init_is_told_exactly_this() -> None:
         "rlimits": {str(number): limit for number, limit in told["rlimits"].items()},
     }
     assert told == golden("description")
+
+
+def test_secrets_are_for_the_init_and_nowhere_else() -> None:
+    attempt = replace(make_attempt("true", claim="c1"), secrets={"token": b"hunter22\n"})
+    description = describe(attempt, NONCE)
+    assert (description.secrets_folder, description.secrets) == ("/job/secrets", {"token": b"hunter22\n"})
+    assert description.env["JOB_SECRETS_DIR"] == "/job/secrets"
+    assert "hunter22" not in repr((attempt, description, description.env))
+    assert "JOB_SECRETS_DIR" not in describe(make_attempt("true"), NONCE).env
 
 
 def test_the_job_cannot_take_our_words_away() -> None:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, JobFolder
+from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, SECRETS, JobFolder
 from runner.job import OUTPUT_MAX, PROGRESS_MAX
 
 
@@ -27,7 +27,7 @@ def test_nobody_on_the_host_passes_the_parent_and_the_job_reads_what_it_may(tmp_
     assert mode(folder.path.parent) == 0o700
     assert mode(folder.path) == 0o755
     modes = {path.name: mode(path) for path in folder.path.iterdir()}
-    assert modes == {PAYLOAD: 0o444, OUTPUT: 0o666, PROGRESS: 0o666}
+    assert modes == {PAYLOAD: 0o444, OUTPUT: 0o666, PROGRESS: 0o666, SECRETS: 0o700}
 
 
 def test_empty_files_say_nothing(tmp_path: Path) -> None:

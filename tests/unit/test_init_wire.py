@@ -180,6 +180,13 @@ def test_the_frame_byte_for_byte() -> None:
     assert description().encode() == b"RUN1" + len(body).to_bytes(4, "little") + body
 
 
+def test_secrets_follow_their_folder() -> None:
+    plain, given = description(), description(secrets_folder="/s", secrets={"a": b"1\0\n", "b": b""})
+    items = b"\x08\x02\0\0\0/s" + b"\x09\x05\0\0\0a\x001\0\n" + b"\x09\x02\0\0\0b\0"
+    assert given.encode()[8:] == plain.encode()[8:] + items
+    assert description(secrets_folder="/s").encode() == plain.encode()
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -195,8 +202,12 @@ def test_the_frame_byte_for_byte() -> None:
         ({"timeout": timedelta(seconds=-1)}, "timeout"),
         ({"places": ("/",) * 9}, "places"),
         ({"rlimits": dict.fromkeys(range(17), 0)}, "rlimits"),
-        ({"argv": ("x" * BODY_MAX,)}, "argv and env"),
-        ({"env": {str(n): "x" * 100_000 for n in range(12)}}, "argv and env"),
+        ({"secrets": {str(n): b"" for n in range(33)}}, "secrets"),
+        ({"secrets": {"a/b": b""}}, "secrets: 'a/b'"),
+        ({"secrets": {"": b""}}, "secrets: ''"),
+        ({"secrets": {"a\0b": b""}}, "secrets: has a NUL"),
+        ({"argv": ("x" * BODY_MAX,)}, "argv, env and secrets"),
+        ({"env": {str(n): "x" * 100_000 for n in range(15)}}, "argv, env and secrets"),
     ],
 )
 def test_what_cannot_be_said_names_its_field(changes: dict[str, object], field: str) -> None:

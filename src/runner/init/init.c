@@ -23,7 +23,8 @@
 #if defined(__x86_64__)
 enum {
     NR_READ = 0, NR_WRITE = 1, NR_CLOSE = 3, NR_RT_SIGACTION = 13, NR_RT_SIGPROCMASK = 14, NR_GETPID = 39,
-    NR_CLONE = 56, NR_EXECVE = 59, NR_WAIT4 = 61, NR_KILL = 62, NR_FCNTL = 72, NR_CHDIR = 80, NR_SETSID = 112,
+    NR_CLONE = 56, NR_EXECVE = 59, NR_WAIT4 = 61, NR_KILL = 62, NR_FCNTL = 72, NR_CHDIR = 80, NR_FCHMOD = 91,
+    NR_SETSID = 112,
     NR_RT_SIGTIMEDWAIT = 128, NR_STATFS = 137, NR_PRCTL = 157, NR_CLOCK_GETTIME = 228, NR_EXIT_GROUP = 231,
     NR_OPENAT = 257, NR_PPOLL = 271, NR_PIPE2 = 293, NR_PRLIMIT64 = 302, NR_CLOSE_RANGE = 436,
 };
@@ -45,7 +46,7 @@ __asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall run\
 
 #elif defined(__aarch64__)
 enum {
-    NR_FCNTL = 25, NR_STATFS = 43, NR_CHDIR = 49, NR_OPENAT = 56, NR_CLOSE = 57, NR_PIPE2 = 59, NR_READ = 63,
+    NR_FCNTL = 25, NR_STATFS = 43, NR_CHDIR = 49, NR_FCHMOD = 52, NR_OPENAT = 56, NR_CLOSE = 57, NR_PIPE2 = 59, NR_READ = 63,
     NR_WRITE = 64, NR_PPOLL = 73, NR_EXIT_GROUP = 94, NR_CLOCK_GETTIME = 113, NR_KILL = 129, NR_RT_SIGACTION = 134,
     NR_RT_SIGPROCMASK = 135, NR_RT_SIGTIMEDWAIT = 137, NR_SETSID = 157, NR_PRCTL = 167, NR_GETPID = 172,
     NR_CLONE = 220, NR_EXECVE = 221, NR_WAIT4 = 260, NR_PRLIMIT64 = 261, NR_CLOSE_RANGE = 436,
@@ -72,7 +73,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, #0\n\tbl run\n");
 enum { ENOENT = 2, ESRCH = 3, EINTR = 4, EAGAIN = 11, EACCES = 13, ENOTDIR = 20, EINVAL = 22 };
 enum { SIGHUP = 1, SIGINT = 2, SIGQUIT = 3, SIGKILL = 9, SIGUSR1 = 10, SIGUSR2 = 12, SIGTERM = 15, SIGCHLD = 17 };
 enum { SIG_SETMASK = 2, SIGNALS = 64, POLLIN = 1, POLLOUT = 4, WNOHANG = 1 };
-enum { AT_FDCWD = -100, O_CLOEXEC = 02000000, F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4 };
+enum { AT_FDCWD = -100, O_WRONLY = 1, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000, F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4 };
 enum { PR_SET_DUMPABLE = 4, CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
 
 struct timespec { int64_t seconds, nanoseconds; };
@@ -141,7 +142,7 @@ static void wait_until_ready(int fd, int16_t events)
 }
 
 /* The job shares our pipes and may have made them non-blocking, hence the poll. A pipe that nobody reads is given up. */
-static void write_all(int fd, const void *data, size_t size)
+static int write_all(int fd, const void *data, size_t size)
 {
     const uint8_t *bytes = data;
     while (size > 0) {
@@ -152,9 +153,10 @@ static void write_all(int fd, const void *data, size_t size)
         } else if (result == -EAGAIN) {
             wait_until_ready(fd, POLLOUT);
         } else if (result != -EINTR) {
-            return;
+            return 0;
         }
     }
+    return 1;
 }
 
 /* Reads exactly `size` bytes, since the next one is the job's; less only at the end of the stream. */
@@ -181,18 +183,21 @@ static _Noreturn void refuse(const char *why)
 
 /* ---- the frame ----------------------------------------------------------------------------------------------------- */
 
-enum { NONCE = 16, BODY_MAX = (1 << 20) + (64 << 10), WORDS_MAX = BODY_MAX / 5, LIMITS_MAX = 16, PLACES_MAX = 8 };
-enum tag { TAG_NONCE = 1, TAG_ARGV, TAG_ENV, TAG_CWD, TAG_TIMEOUT, TAG_LIMIT, TAG_PLACE };
+enum { NONCE = 16, BODY_MAX = (1 << 20) + (384 << 10), WORDS_MAX = BODY_MAX / 5, LIMITS_MAX = 16, PLACES_MAX = 8 };
+enum { SECRETS_MAX = 32 };
+enum tag { TAG_NONCE = 1, TAG_ARGV, TAG_ENV, TAG_CWD, TAG_TIMEOUT, TAG_LIMIT, TAG_PLACE, TAG_FOLDER, TAG_SECRET };
 
 static struct {
     uint8_t start_nonce[NONCE], end_nonce[NONCE];
     int has_nonce, has_timeout;
     uint64_t timeout_ms;
     const char *cwd;
-    uint32_t words, variables, limits, places;
+    const char *folder;
+    uint32_t words, variables, limits, places, secrets;
     uint32_t resource[LIMITS_MAX];
     struct limit limit[LIMITS_MAX];
     const char *place[PLACES_MAX];
+    struct { const char *name; uint8_t *value; uint32_t size; } secret[SECRETS_MAX];
     const char *argv[WORDS_MAX + 1];
     const char *env[WORDS_MAX + 2]; /* one more for JOB_DEADLINE */
 } job;
@@ -234,7 +239,19 @@ static int take_place(const char *path)
     return 1;
 }
 
-static int take(uint8_t tag, const uint8_t *value, uint32_t length)
+static int take_secret(uint8_t *item, uint32_t length)
+{
+    size_t name = length_of((const char *)item); /* the item has a NUL behind it, so that this ends there at last */
+    if (name == 0 || name >= length || !job.folder || job.secrets == SECRETS_MAX)
+        return 0;
+    job.secret[job.secrets].name = (const char *)item;
+    job.secret[job.secrets].value = item + name + 1;
+    job.secret[job.secrets].size = length - (uint32_t)name - 1;
+    job.secrets++;
+    return 1;
+}
+
+static int take(uint8_t tag, uint8_t *value, uint32_t length)
 {
     const char *text = (const char *)value;
     switch (tag) {
@@ -255,6 +272,11 @@ static int take(uint8_t tag, const uint8_t *value, uint32_t length)
         return take_limit(value, length);
     case TAG_PLACE:
         return take_place(text);
+    case TAG_FOLDER:
+        job.folder = text;
+        return 1;
+    case TAG_SECRET:
+        return take_secret(value, length);
     default:
         return 0;
     }
@@ -370,6 +392,31 @@ static const char *search_path(void)
         if (same(job.env[i], "PATH=", 5))
             return job.env[i] + 5;
     return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+static int write_secret(int folder, const char *name, const uint8_t *value, uint32_t size)
+{
+    long fd = sys(NR_OPENAT, folder, (long)name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0400, 0);
+    int done = fd >= 0 && write_all((int)fd, value, size);
+    if (fd >= 0)
+        close_fd((int)fd);
+    return done;
+}
+
+/* There is no process yet but us. A job that lacked one would fail in its own way, so that none is started. */
+static void write_secrets(void)
+{
+    if (job.secrets == 0)
+        return;
+    int folder = (int)sys(NR_OPENAT, AT_FDCWD, (long)job.folder, O_CLOEXEC, 0, 0);
+    int done = folder >= 0;
+    for (uint32_t i = 0; i < job.secrets && done; i++) {
+        done = write_secret(folder, job.secret[i].name, job.secret[i].value, job.secret[i].size);
+        memset(job.secret[i].value, 0, job.secret[i].size);
+    }
+    if (!done || sys(NR_FCHMOD, folder, 0500, 0, 0, 0) < 0)
+        refuse("runner-init: the secrets cannot be written\n");
+    close_fd(folder);
 }
 
 static int exec_file(const char *path) /* returns the errno: there is nobody to return to when it succeeds */
@@ -609,6 +656,7 @@ _Noreturn __attribute__((used)) void run(void)
     sys(NR_PRCTL, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the job, though of our uid, can't read the nonce from our memory */
     reset_signals();
     read_frame();
+    write_secrets();
     uint64_t cpu_before = cpu_ns(), oom_before = oom_kills();
     announce_start();
     long pid = start_job();

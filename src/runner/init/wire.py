@@ -6,7 +6,8 @@ All numbers are little-endian. Down, on standard input, goes one frame (`Descrip
 
     1 nonce, 16 bytes for the start record and 16 for the end      2 a word of argv, in order     3 a variable, K=V
     4 working directory                                            5 u64 time-out in ms           7 a place to measure
-    6 resource limit: u32 resource, u64 soft, u64 hard
+    6 resource limit: u32 resource, u64 soft, u64 hard             8 the folder of the secrets
+    9 a secret: the name of its file, NUL, its content
 
 Up come the job's own streams, with the init's records in them (`OutputScanner`). What follows a nonce is written in
 hexadecimal digits and ends with a newline: the engine's log, which a later life of the daemon reads instead, keeps
@@ -21,20 +22,22 @@ nothing but text as it was, and text that lacks its newline only later, or never
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 NONCE_BYTES = 32
 """Both nonces together, as `Description` and `OutputScanner` take them."""
-BODY_MAX = (1 << 20) + (64 << 10)
+BODY_MAX = (1 << 20) + (384 << 10)
 """The most that a frame's items may take."""
 PLACES_MAX = 8
 """The most places that the init measures."""
 RLIMITS_MAX = 16
 """The most resource limits that the init sets."""
+SECRETS_MAX = 32
+"""The most secrets that the init writes."""
 
 _MAGIC = b"RUN1"
-_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE = range(1, 8)
+_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET = range(1, 10)
 _HALF = NONCE_BYTES // 2
 _UNKNOWN = 2**64 - 1
 
@@ -56,7 +59,8 @@ class Description:
     `argv[0]` is looked for in the `PATH` of `env` unless it has a slash. `timeout` only tells the job its
     `JOB_DEADLINE`: stopping it is the daemon's work. `rlimits` maps the numbers of the module `resource` to soft and
     hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 bytes
-    that nobody can guess; where the engine's log is to be read, they are text without a newline.
+    that nobody can guess; where the engine's log is to be read, they are text without a newline. `secrets` become
+    files, by name, in `secrets_folder`, which nobody but the job's user may enter.
     """
 
     nonce: bytes
@@ -66,6 +70,8 @@ class Description:
     timeout: timedelta
     rlimits: Mapping[int, int]
     places: tuple[str, ...]
+    secrets_folder: str = ""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def encode(self) -> bytes:
         """The frame. Raises `ValueError`, which names the field, for what the init or the kernel cannot take."""
@@ -73,7 +79,7 @@ class Description:
         body = b"".join(_ITEM.pack(tag, len(value)) + value for tag, value in self._items())
         if len(body) > BODY_MAX:
             raise ValueError(
-                f"argv and env: {len(body)} bytes in all, more than the {BODY_MAX} that a job may be given"
+                f"argv, env and secrets: {len(body)} bytes in all, more than the {BODY_MAX} that a job may be given"
             )
         return _FRAME.pack(_MAGIC, len(body)) + body
 
@@ -90,6 +96,11 @@ class Description:
             raise ValueError(f"rlimits: more than {RLIMITS_MAX}")
         if len(self.places) > PLACES_MAX:
             raise ValueError(f"places: more than {PLACES_MAX}")
+        if len(self.secrets) > SECRETS_MAX:
+            raise ValueError(f"secrets: more than {SECRETS_MAX}")
+        for name in self.secrets:
+            if not name or "/" in name:
+                raise ValueError(f"secrets: {name!r} is no name of a file")
 
     def _items(self) -> list[tuple[int, bytes]]:
         return [
@@ -100,6 +111,8 @@ class Description:
             (_TIMEOUT, _U64.pack(self.timeout // timedelta(milliseconds=1))),
             *((_RLIMIT, _LIMIT.pack(resource, value, value)) for resource, value in self.rlimits.items()),
             *((_PLACE, _text(f"places[{index}]", path)) for index, path in enumerate(self.places)),
+            *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets else []),
+            *((_SECRET, _text("secrets", name) + b"\0" + value) for name, value in self.secrets.items()),
         ]
 
 

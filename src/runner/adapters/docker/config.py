@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.adapters.docker.files import OUTPUT, PROGRESS
-from runner.job import Limits, Stack
+from runner.adapters.docker.files import OUTPUT, PROGRESS, SECRETS
+from runner.job import SECRETS_BYTES_MAX, SECRETS_MAX, Limits, Stack
 
 INIT = "/.runner-init"
 """Where the init is shown in the container."""
@@ -13,6 +13,7 @@ FILES = "/job"
 """Where the job's folder is shown in the container."""
 WORK = "/work"
 SCRATCH_TMP = "/tmp"  # noqa: S108
+SECRETS_DIR = f"{FILES}/{SECRETS}"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 PLACES = (WORK, SCRATCH_TMP, SHARED_MEMORY)
 """Where every job can write; `limits.disk` bounds them together."""
@@ -127,6 +128,7 @@ def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str,
             WORK: f"{options},mode=0700,{bounds}",
             SCRATCH_TMP: f"{options},mode=1777,{bounds}",
             SHARED_MEMORY: f"{options.replace('exec', 'noexec')},mode=1777,{bounds}",
+            SECRETS_DIR: _secrets(stack),
         },
         "Mounts": [
             _bind(init, INIT),
@@ -135,6 +137,15 @@ def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str,
             _bind(folder / PROGRESS, f"{FILES}/{PROGRESS}", writable=True),
         ],
     }
+
+
+def _secrets(stack: Stack) -> str:
+    """Where the init writes the secrets. It is there for every job: whose it will be may not be known yet.
+
+    The init is of the job's user, so that a job can write there, too: no more than secrets take, in its own memory.
+    """
+    space = SECRETS_BYTES_MAX + SECRETS_MAX * _PAGE  # each file ends in a page of its own
+    return f"rw,noexec,nosuid,nodev,uid={stack.uid},gid={stack.gid},mode=0700,size={space},nr_inodes={SECRETS_MAX + 1}"
 
 
 def _bind(source: Path, target: str, *, writable: bool = False) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Mapping
 
-from runner.adapters.docker.config import FILES, OPEN_FILES, WORK, places
+from runner.adapters.docker.config import FILES, OPEN_FILES, SECRETS_DIR, WORK, places
 from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS
 from runner.init.wire import Description
 from runner.job import OUTPUT_MAX, Attempt
@@ -33,6 +33,8 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
             _RLIMIT_MSGQUEUE: 0,
         },
         places=places(plan.limits),
+        secrets_folder=SECRETS_DIR,
+        secrets=attempt.secrets,
     )
 
 
@@ -56,6 +58,8 @@ def _contract(attempt: Attempt) -> dict[str, str]:
     }
     if job.payload is not None:
         named["JOB_PAYLOAD_FILE"] = f"{FILES}/{PAYLOAD}"
+    if attempt.secrets:
+        named["JOB_SECRETS_DIR"] = SECRETS_DIR
     if job.traceparent is not None:
         named["TRACEPARENT"] = job.traceparent
     return named

@@ -11,6 +11,7 @@ from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes
 PAYLOAD = "payload"
 OUTPUT = "output"
 PROGRESS = "progress"
+SECRETS = "secrets"
 
 
 class JobFolder:
@@ -29,6 +30,9 @@ class JobFolder:
         self.path.parent.chmod(0o700)
         self.path.mkdir(mode=0o755)
         self.path.chmod(0o755)
+        # Stays empty: in the container a file system lies over it, to which the runtime gives this folder's mode.
+        (self.path / SECRETS).mkdir()
+        (self.path / SECRETS).chmod(0o700)
         for name in (OUTPUT, PROGRESS):
             self._write(name, b"", mode=0o666)
 
