@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from runner.capacity import Claim
@@ -176,24 +176,33 @@ class Handling:
             reason = f"the platform failed it {delivery.lost} times, and worker.max_lost is {rules.max_lost}"
             await self._end_unstarted(held, (Outcome.LOST, Blame.PLATFORM, reason))
             return
-        try:
-            check_request(held.job, rules.policy)
-            self.timeline.stack = await self.place.outside.stacks.resolve(held.job.stack)
-            plan = make_plan(held.job, self.timeline.stack, rules.policy)
-        except RejectedError as error:
-            await self._reject(DeadCode.REJECTED, error.reason, operator=error.operator)
-            return
-        except DeferredError as error:
-            await self._defer(error.reason)
-            return
-        except EngineError as error:
-            await self._defer(f"this worker's engine does not answer: {error}")
+        plan = await self._plan(held)
+        if plan is None:
             return
         if (delay := self._postponement(held.job)) > timedelta() and held.cancelled is None:
             await delivery.postpone(delay)
             return
-        if await self._admitted(held, plan):
-            await self._claim_and_run(held, plan)
+        if not await self._admitted(held, plan):
+            return
+        # Its stack may have been given another revision while it waited for room, or lost the one that it pins.
+        again = await self._plan(held)
+        if again is not None:
+            await self._claim_and_run(held, replace(again, limits=plan.limits))
+
+    async def _plan(self, held: Held) -> Plan | None:
+        """What the job gets here, as of now; None when this worker cannot run it, which is dealt with."""
+        place = self.place
+        try:
+            check_request(held.job, place.rules.policy)
+            self.timeline.stack = await place.outside.stacks.resolve(held.job.stack)
+            return make_plan(held.job, self.timeline.stack, place.rules.policy)
+        except RejectedError as error:
+            await self._reject(DeadCode.REJECTED, error.reason, operator=error.operator)
+        except DeferredError as error:
+            await self._defer(error.reason)
+        except EngineError as error:
+            await self._defer(f"this worker's engine does not answer: {error}")
+        return None
 
     def _postponement(self, job: Job) -> timedelta:
         """How long the job has to wait before it may start here at all."""

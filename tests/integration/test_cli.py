@@ -291,22 +291,24 @@ async def test_reap_removes_this_workers_containers_unless_a_daemon_runs(
 
 
 @pytest.mark.engine
-async def test_a_stack_is_built_and_listed(engine: Endpoint, tmp_path: Path) -> None:
+async def test_a_stack_is_built_and_listed(engine: Endpoint, tmp_path: Path, state_dir: Path) -> None:
     name = f"s{token_hex(4)}"
     folder = tmp_path / name
     folder.mkdir()
     (folder / "stack.toml").write_text('description = "almost nothing"\n')
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     env = {"RUNNER_ENGINE__URL": engine.url, "RUNNER_STACKS__DIR": str(tmp_path)}
+    env["RUNNER_WORKER__STATE_DIR"] = str(state_dir)
     code, out, _ = await call("stacks", "list", **env)
-    assert (code, out.split()[:2]) == (0, [name, "-"])
+    assert (code, out.splitlines()[1].split()[:3]) == (0, [name, "-", "-"])
     code, out, err = await call("stacks", "build", name, "--json", **env)
     assert code == 0, err
     built = json.loads(out)
     assert (built["stack"], built["changed"]) == (name, True)
     assert "FROM scratch" in err
     _, out, _ = await call("stacks", "list", **env)
-    assert out.split(maxsplit=2) == [name, built["revision"], "almost nothing\n"]
+    row = out.splitlines()[1].split(maxsplit=7)
+    assert (row[:3], row[6:]) == ([name, built["revision"], "-"], ["ok", "almost nothing"])
     assert (await call("stacks", "build", "absent", **env))[0] == 78
     async with aiodocker.Docker(url=engine.url) as docker:
         await docker.images.delete(built["image"], force=True)

@@ -16,6 +16,7 @@ from runner.stacks.build import build
 from runner.stacks.catalog import Catalog
 from runner.stacks.context import pack, prepare
 from runner.stacks.images import BuildError, Images, open_images
+from runner.stacks.revisions import Ledger
 
 pytestmark = pytest.mark.engine
 
@@ -62,53 +63,53 @@ async def output(engine: Endpoint, image: str, *command: str) -> str:
 
 
 async def test_the_example_stack_is_built_without_a_network_and_resolves(
-    folder: Path, images: Images, engine: Endpoint
+    folder: Path, images: Images, engine: Endpoint, state_dir: Path
 ) -> None:
     said: list[str] = []
     built = await build(folder, images, said.append)
-    assert built.changed
     assert any(line.startswith("Step 1/") for line in said)
-    assert await tags(engine, folder.name) == {built.revision: built.image, "current": built.image}
+    assert await tags(engine, folder.name) == {}
 
-    stack = await Catalog(folder.parent, images).resolve(StackRef(name=folder.name))
-    assert (stack.image, stack.revision) == (built.image, built.revision)
+    await images.tag(built.image.id, f"runner/{folder.name}", "current")
+    stack = await Catalog(folder.parent, images, Ledger(state_dir)).resolve(StackRef(name=folder.name))
+    assert (stack.image, stack.revision) == (built.image.id, built.revision)
     assert (stack.uid, stack.gid) == (65534, 65534)
 
-    text = await output(engine, built.image, "sh", "-c", "id -un; stat -c '%a %n' /tmp /work; ls /bin | wc -l")
+    text = await output(engine, built.image.id, "sh", "-c", "id -un; stat -c '%a %n' /tmp /work; ls /bin | wc -l")
     assert text.splitlines()[:3] == ["nobody", "1777 /tmp", "1777 /work"]
     assert int(text.splitlines()[3]) > 100
 
 
-async def test_the_same_content_is_the_same_revision_and_other_content_another(
-    folder: Path, images: Images, engine: Endpoint
-) -> None:
+async def test_the_same_content_is_the_same_revision_and_other_content_another(folder: Path, images: Images) -> None:
     first = await build(folder, images, print)
     os.utime(folder / "Dockerfile", (1, 1))
     again = await build(folder, images, print)
-    assert (again.revision, again.image, again.changed) == (first.revision, first.image, False)
-    assert "previous" not in await tags(engine, folder.name)
+    assert again == first
+    fresh = await build(folder, images, print, fresh=True)
+    assert (fresh.revision, fresh.inputs) == (first.revision, first.inputs)
+    assert fresh.image.id != first.image.id
 
     with (folder / "Dockerfile").open("a") as dockerfile:
         dockerfile.write("ENV COLOUR=blue\n")
     second = await build(folder, images, print)
-    assert second.changed
     assert second.revision != first.revision
-    now = await tags(engine, folder.name)
-    assert (now["current"], now["previous"]) == (second.image, first.image)
-    assert (now[first.revision], now[second.revision]) == (first.image, second.image)
+    assert (second.inputs.dockerfile, second.inputs.context) != (first.inputs.dockerfile, first.inputs.context)
 
 
 async def test_a_new_base_is_a_new_revision(
     folder: Path, images: Images, busybox_image: str, engine: Endpoint, namespace: str
 ) -> None:
     base = f"runner-tests/base-{namespace}"
+    other = await build(folder, images, print)
     (folder / "prepare").unlink()
     (folder / "Dockerfile").write_text(f"FROM {base}\n")
     try:
         await images.tag(busybox_image, base, "latest")
         first = await build(folder, images, print)
-        await images.tag(first.image, base, "latest")
-        assert (await build(folder, images, print)).revision != first.revision
+        await images.tag(other.image.id, base, "latest")
+        second = await build(folder, images, print)
+        assert second.revision != first.revision
+        assert (first.inputs.bases, second.inputs.bases) == ({base: busybox_image}, {base: other.image.id})
     finally:
         async with aiodocker.Docker(url=engine.url) as docker:
             await docker.images.delete(base, force=True)

@@ -1,6 +1,8 @@
 import logging
 import os
+import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from runner.job import StackRef
 from runner.ports import Stacks
 from runner.stacks.catalog import KEPT, Catalog
 from runner.stacks.images import Image
+from runner.stacks.revisions import Ledger, Pointer, Record, State
 
 BUILT = Image(
     id="sha256:" + "a" * 64,
@@ -45,6 +48,7 @@ class World:
     folder: Path
     shelf: Shelf
     clock: Clock
+    ledger: Ledger
     catalog: Catalog
 
     def write(self, name: str, text: str = "") -> None:
@@ -62,7 +66,10 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     shelf, clock = Shelf(), Clock()
-    return World(tmp_path, shelf, clock, Catalog(tmp_path, shelf, clock=clock))
+    ledger = Ledger(tmp_path / "state/stacks")
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    return World(folder, shelf, clock, ledger, Catalog(folder, shelf, ledger, clock=clock))
 
 
 def ref(name: str = "py", revision: str | None = None) -> StackRef:
@@ -107,11 +114,84 @@ async def test_a_stack_without_a_file_does_not_exist(world: World, name: str) ->
     assert world.shelf.asked == 0
 
 
-async def test_a_pinned_revision_is_refused(world: World) -> None:
+def image(letter: str) -> Image:
+    return Image(id="sha256:" + letter * 64)
+
+
+def keep(world: World, revision: str, letter: str, state: State = State.READY) -> None:
+    """A revision with a record."""
+    world.shelf.images[image(letter).id] = image(letter)
+    record = Record(revision=revision, image=image(letter).id, state=state, built=datetime.now(UTC))
+    world.ledger.write("py", record)
+
+
+async def test_the_pointer_counts_and_not_the_tag(world: World) -> None:
     world.write("py")
     world.built("py")
-    with pytest.raises(RejectedError, match="pinned"):
-        await world.catalog.resolve(ref("py", "rev1"))
+    keep(world, "one", "1")
+    keep(world, "two", "2")
+    for revision, letter in (("one", "1"), ("two", "2"), ("one", "1")):
+        world.ledger.point("py", Pointer(current=revision))
+        stack = await world.catalog.resolve(ref())
+        assert (stack.revision, stack.image) == (revision, image(letter).id)
+
+
+async def test_a_pin_is_what_it_says_whatever_is_current(world: World) -> None:
+    world.write("py", 'command = ["now"]')
+    keep(world, "one", "1")
+    keep(world, "two", "2")
+    world.ledger.point("py", Pointer(current="two", previous="one"))
+    stack = await world.catalog.resolve(ref("py", "one"))
+    assert (stack.revision, stack.image, stack.command) == ("one", image("1").id, ("now",))
+
+
+async def test_a_pin_may_name_a_tag_that_somebody_made(world: World) -> None:
+    world.write("py")
+    world.shelf.images["runner/py:mine"] = BUILT
+    stack = await world.catalog.resolve(ref("py", "mine"))
+    assert (stack.revision, stack.image) == ("mine", BUILT.id)
+    del world.shelf.images["runner/py:mine"]
+    with pytest.raises(DeferredError, match='has no revision "mine" of the stack "py"'):
+        await world.catalog.resolve(ref("py", "mine"))
+
+
+async def test_a_revision_that_failed_is_refused_and_others_may_be_elsewhere(world: World) -> None:
+    world.write("py")
+    keep(world, "bad", "1", State.FAILED)
+    keep(world, "new", "2", State.TESTING)
+    keep(world, "old", "3", State.RETIRED)
+    with pytest.raises(RejectedError, match="py@bad failed its smoke test"):
+        await world.catalog.resolve(ref("py", "bad"))
+    for revision in ("new", "old", "absent"):
+        with pytest.raises(DeferredError, match=f'has no revision "{revision}"'):
+            await world.catalog.resolve(ref("py", revision))
+    assert world.ledger.used("py", "absent") == 0
+
+
+async def test_a_revision_that_is_given_out_is_marked(world: World) -> None:
+    world.write("py")
+    keep(world, "one", "1")
+    assert world.ledger.used("py", "one") == 0
+    before = time.time() - 1
+    await world.catalog.resolve(ref("py", "one"))
+    assert world.ledger.used("py", "one") >= before
+
+
+async def test_a_current_revision_that_is_gone_says_so(world: World) -> None:
+    world.write("py")
+    keep(world, "one", "1")
+    world.ledger.point("py", Pointer(current="one"))
+    world.shelf.images.clear()
+    with pytest.raises(DeferredError, match="revision one is gone; run: runner stacks build py"):
+        await world.catalog.resolve(ref())
+
+
+async def test_a_damaged_pointer_makes_the_stack_unavailable(world: World) -> None:
+    world.write("py")
+    world.ledger.point("py", Pointer(current="one"))
+    (world.folder.parent / "state/stacks/py/pointer.json").write_text("{")
+    with pytest.raises(DeferredError, match=r"pointer\.json: is damaged"):
+        await world.catalog.resolve(ref())
 
 
 async def test_a_stack_whose_image_is_not_built_says_so(world: World) -> None:
@@ -224,4 +304,4 @@ async def test_the_list_has_each_stack_with_its_image_or_its_fault(world: World)
 
 
 async def test_no_folder_is_no_stacks(tmp_path: Path) -> None:
-    assert Catalog(tmp_path / "none", Shelf()).installed() == []
+    assert Catalog(tmp_path / "none", Shelf(), Ledger(tmp_path / "state")).installed() == []

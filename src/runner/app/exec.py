@@ -2,14 +2,13 @@
 
 from runner.app.local import Interrupts, Show, open_local
 from runner.app.policy import policy_of
+from runner.app.stacks import open_catalog
 from runner.job import Job, JobResult
 from runner.settings import Settings
-from runner.stacks.catalog import Catalog
 from runner.stacks.images import open_images
 
 
 async def exec_job(settings: Settings, job: Job, show: Show, interrupts: Interrupts) -> JobResult:
     """Run the job as the daemon would; how it ended. Raises `ConfigError` and `EngineError`."""
     async with open_images(settings.engine.url) as images, open_local(settings) as local:
-        catalog = Catalog(settings.stacks.dir, images, runtimes=settings.engine.runtimes)
-        return await local.run(job, catalog, policy_of(settings), show, interrupts)
+        return await local.run(job, open_catalog(settings, images), policy_of(settings), show, interrupts)

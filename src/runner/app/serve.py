@@ -26,6 +26,7 @@ from runner.app.disk import Disks
 from runner.app.knowledge import WorkerKnowledge
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
+from runner.app.stacks import open_catalog
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import new_ordered_id
 from runner.errors import ConfigError, JournalError
@@ -62,7 +63,7 @@ async def serve(settings: Settings) -> None:
         )
         memory = await stack.enter_async_context(open_memory(settings.worker.state_dir, _now))
         images = await stack.enter_async_context(open_images(settings.engine.url))
-        catalog = Catalog(settings.stacks.dir, images, runtimes=settings.engine.runtimes)
+        catalog = open_catalog(settings, images)
         metrics = _metrics(settings, catalog)
         house = await stack.enter_async_context(
             open_engine(

@@ -23,7 +23,7 @@ _COMMANDS = {
     "queues": "Tell what waits in each queue, and why.",
     "dead": "Look through the dead letters; replay or drop them.",
     "schema": "Print the JSON Schema of a job.",
-    "stacks": "Build and list the stacks of this machine.",
+    "stacks": "Build the stacks of this machine, switch and prune.",
     "network": "Make, verify or remove the networks of jobs that reach out.",
     "topology": "Make or verify what has to stand in the broker.",
     "reap": "Remove every container of this machine's worker.",

@@ -162,9 +162,10 @@ class LimitsSection(Section):
 
 
 class StackFolder(Section):
-    """Where the stacks are."""
+    """Where the stacks are, and how much of their images `prune` leaves."""
 
     dir: Folder = Path("/etc/runner/stacks")
+    max_bytes: Size = parse_size("20g")
 
 
 class Code(Section):

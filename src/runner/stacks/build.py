@@ -1,4 +1,4 @@
-"""Builds a stack's image, and makes it the one that the next job gets."""
+"""Makes the image of a stack: a revision that nobody uses yet."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,8 @@ from runner.errors import ConfigError
 from runner.stacks import names
 from runner.stacks.context import pack, prepare
 from runner.stacks.file import FILE, StackFile, is_stack_name, read_stack_file
-from runner.stacks.images import BuildError, Images, Say
+from runner.stacks.images import BuildError, Image, Images, Say
+from runner.stacks.revisions import Inputs
 
 _FROM = re.compile(rb"^\s*FROM\s+(?:--\S+\s+)*([^\s$]+)", re.IGNORECASE | re.MULTILINE)
 _REVISION_LENGTH = 12
@@ -22,34 +23,34 @@ _REVISION_LENGTH = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A revision that was built and is current now. `changed` is false when it was so already."""
+    """A revision that was made."""
 
     stack: str
     revision: str
-    image: str
-    changed: bool
+    image: Image
+    inputs: Inputs
 
 
-async def build(folder: Path, images: Images, say: Say) -> Built:
-    """Build the stack in `folder`, which bears its name.
+async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) -> Built:
+    """Build the stack in `folder`, which bears its name; `fresh` runs every step again.
 
-    The revision is a hash of all that goes in: the folder, what `prepare` brought, the base images and the user. The
-    image that was current becomes `:previous`. Raises `ConfigError` for a wrong file, `BuildError` when a step fails,
-    `EngineGone` or `EngineError`.
+    The revision is a hash of what came out: files, environment, and the user. Raises `ConfigError` for a wrong file,
+    `BuildError` when a step fails, `EngineGone` or `EngineError`.
     """
     name = folder.absolute().name
     file = _read(folder, name)
     with tempfile.TemporaryDirectory(prefix="runner-build-") as prepared, tempfile.TemporaryFile() as context:
         await prepare(folder, Path(prepared), say)
         await asyncio.to_thread(pack, folder, Path(prepared), context)
-        revision = await _revision(folder, file, context, images)
+        inputs = await _inputs(folder, file, context, images)
         context.seek(0)
-        plain = await images.build(context, {}, say)
-    uid, gid = file.numeric_user or await _numbers(images, plain, file.user, revision)
+        plain = await _known(images, await images.build(context, {}, say, fresh=fresh))
+    revision = hashlib.sha256(f"{plain.content} {file.user}".encode()).hexdigest()[:_REVISION_LENGTH]
+    uid, gid = file.numeric_user or await _numbers(images, plain.id, file.user, revision)
     labels = {names.STACK: name, names.REVISION: revision}
     labels |= {names.USER: file.user, names.UID: str(uid), names.GID: str(gid)}
-    image = await _label(images, plain, labels)
-    return Built(stack=name, revision=revision, image=image, changed=await _use(images, name, revision, image))
+    image = await _known(images, await _label(images, plain.id, labels))
+    return Built(stack=name, revision=revision, image=image, inputs=inputs)
 
 
 def _read(folder: Path, name: str) -> StackFile:
@@ -60,14 +61,28 @@ def _read(folder: Path, name: str) -> StackFile:
     return read_stack_file(folder / FILE)
 
 
-async def _revision(folder: Path, file: StackFile, context: io.BufferedRandom, images: Images) -> str:
+async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom, images: Images) -> Inputs:
     context.seek(0)
     digest = await asyncio.to_thread(hashlib.file_digest, context, "sha256")
-    for base in _FROM.findall((folder / "Dockerfile").read_bytes()):
-        image = None if base == b"scratch" else await images.inspect(base.decode(errors="replace"))
-        digest.update(b"\0" + (image.id.encode() if image else base))
-    digest.update(b"\0" + file.user.encode())
-    return digest.hexdigest()[:_REVISION_LENGTH]
+    dockerfile = (folder / "Dockerfile").read_bytes()
+    bases = {}
+    for base in {base.decode(errors="replace") for base in _FROM.findall(dockerfile)} - {"scratch"}:
+        if image := await images.inspect(base):  # the name of an earlier stage is no image
+            bases[base] = image.id
+    return Inputs(
+        context=digest.hexdigest(),
+        dockerfile=hashlib.sha256(dockerfile).hexdigest(),
+        stack_file=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
+        bases=bases,
+        user=file.user,
+    )
+
+
+async def _known(images: Images, image: str) -> Image:
+    found = await images.inspect(image)
+    if found is None:
+        raise BuildError("the image that was built is gone; does something else remove images?")
+    return found
 
 
 async def _numbers(images: Images, image: str, user: str, revision: str) -> tuple[int, int]:
@@ -90,15 +105,3 @@ async def _label(images: Images, image: str, labels: Mapping[str, str]) -> str:
         tar.addfile(member, io.BytesIO(dockerfile))
     context.seek(0)
     return await images.build(context, labels, lambda _line: None)
-
-
-async def _use(images: Images, name: str, revision: str, image: str) -> bool:
-    """Make the image current; false when it is that already."""
-    current = await images.inspect(names.tagged(name, names.CURRENT))
-    await images.tag(image, names.repository(name), revision)
-    if current is not None and current.id == image:
-        return False
-    if current is not None:
-        await images.tag(current.id, names.repository(name), names.PREVIOUS)
-    await images.tag(image, names.repository(name), names.CURRENT)
-    return True

@@ -13,6 +13,7 @@ from runner.job import Network, SecretRef, Stack, StackRef
 from runner.stacks import names
 from runner.stacks.file import FILE, LogFlood, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
+from runner.stacks.revisions import Ledger, Record, State
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class ImageLookup(Protocol):
     """What the catalog asks of the engine."""
 
     async def inspect(self, name: str) -> Image | None:
-        """The image with that tag; None if there is none. Raises `EngineGone` or `EngineError`."""
+        """The image with that tag or id; None if there is none. Raises `EngineGone` or `EngineError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,44 +48,59 @@ class _Read:
 
 
 class Catalog:
-    """Finds the stack for a job. Files are read again when they change; a restart is never needed.
+    """Finds the stack for a job. Whatever changes counts for the next job; a restart is never needed.
 
-    `runtimes` are the OCI runtimes that stacks may name. Implements the port `Stacks`.
+    `stack.toml` is that of this moment, also for a revision that was built with another one. `runtimes` are the OCI
+    runtimes that stacks may name. Implements the port `Stacks`.
     """
 
     def __init__(
         self,
         folder: Path,
         images: ImageLookup,
+        ledger: Ledger,
         *,
         runtimes: Collection[str] = ("runc",),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._images = images
+        self._ledger = ledger
         self._runtimes = runtimes
         self._clock = clock
         self._read: dict[str, _Read] = {}
-        self._found: dict[str, tuple[float, Image]] = {}
+        self._found: dict[tuple[str, str], tuple[float, Image]] = {}
 
     async def resolve(self, ref: StackRef) -> Stack:
-        """The stack as it is now.
+        """The stack as it is now, or in the revision that the job pins.
 
-        Raises `DeferredError` when this worker cannot offer it, `RejectedError` for a pinned revision (which this
-        version does not know), `EngineGone` or `EngineError` when the engine cannot tell.
+        Raises `DeferredError` when this worker cannot offer it, `RejectedError` for a revision that failed its smoke
+        test, `EngineGone` or `EngineError` when the engine cannot tell.
         """
-        if ref.revision is not None:
-            raise RejectedError(f"this version does not support a pinned revision; ask for {ref.name}")
         if not self._exists(ref.name):
             raise DeferredError(f'this worker has no stack "{ref.name}"')
         try:
-            return await self._resolve(ref.name)
+            if ref.revision is None:
+                return await self._current(ref.name)
+            return await self._pinned(ref.name, ref.revision)
         except ConfigError as error:
             raise DeferredError(f'the stack "{ref.name}" cannot be used on this worker: {error.faults[0]}') from None
 
     def invalidate(self, name: str) -> None:
-        """Look the stack's image up again: the engine said that it is gone."""
-        self._found.pop(name, None)
+        """Look the stack's images up again: the engine said that one is gone."""
+        self._found = {known: found for known, found in self._found.items() if known[0] != name}
+
+    def check(self, name: str) -> None:
+        """Raise `ConfigError` with what keeps the stack's jobs from running here, whatever its image."""
+        self._usable(name)
+
+    def smoke(self, name: str) -> tuple[str, ...] | None:
+        """The command that has to exit 0 before a new revision is used. Raises `ConfigError`."""
+        return self._file(name).smoke
+
+    def offer(self, name: str, image: Image, revision: str) -> Stack:
+        """The stack with that image, whichever is current. Raises `ConfigError` when its file cannot be used."""
+        return self._made(name, image, revision)
 
     def installed(self) -> Sequence[str]:
         """The names of all stacks that exist here, usable or not."""
@@ -104,20 +120,65 @@ class Catalog:
         except ConfigError as error:
             return Listed(name=name, fault="; ".join(error.faults))
         try:
-            return Listed(name=name, description=file.description, stack=await self._resolve(name))
+            return Listed(name=name, description=file.description, stack=await self._current(name))
         except ConfigError as error:
             return Listed(name=name, description=file.description, fault="; ".join(error.faults))
 
     def _exists(self, name: str) -> bool:
         return is_stack_name(name) and (self._folder / name / FILE).is_file()
 
-    async def _resolve(self, name: str) -> Stack:
-        """The stack; raises `ConfigError` with what keeps it from being used."""
+    async def _current(self, name: str) -> Stack:
+        """The stack as it is for jobs that pin nothing. Raises `ConfigError` with what keeps it from being used."""
+        self._usable(name)
+        pointer = self._ledger.pointer(name)
+        if pointer is None:
+            image = await self._image(name, names.tagged(name, names.CURRENT))
+            if image is None:
+                raise ConfigError(f"its image is not built; run: runner stacks build {name}")
+            return self._made(name, image, own_revision(image))
+        image = await self._proven(name, pointer.current)
+        if image is None:
+            raise ConfigError(f"revision {pointer.current} is gone; run: runner stacks build {name}")
+        return self._made(name, image, pointer.current)
+
+    async def _pinned(self, name: str, revision: str) -> Stack:
+        """Raises `ConfigError`, `DeferredError` when this worker lacks the revision, or `RejectedError`."""
+        self._usable(name)
+        known = self._ledger.record(name, revision)
+        if known is not None and known.state is State.FAILED:
+            raise RejectedError(f"stack: {name}@{revision} failed its smoke test; pin another revision")
+        image = await self._proven(name, revision)
+        if image is None:
+            raise DeferredError(f'this worker has no revision "{revision}" of the stack "{name}"')
+        return self._made(name, image, revision)
+
+    async def _proven(self, name: str, revision: str) -> Image | None:
+        """The image of a revision that jobs may get, marked as used; None if there is none.
+
+        What has no record was tagged by hand, and counts as proven.
+        """
+        record = self._ledger.record(name, revision)
+        if record is None:
+            # Never from memory: nothing would tell that it was removed meanwhile.
+            image = await self._images.inspect(names.tagged(name, revision))
+        else:
+            image = await self._image(name, record.image)
+        if image is None:
+            return None
+        # In this order: `prune` retires a revision first and then looks for this mark, so that one sees the other.
+        self._ledger.use(name, revision)
+        return image if _is_open(record, self._ledger.record(name, revision)) else None
+
+    def _usable(self, name: str) -> StackFile:
+        """The stack's file. Raises `ConfigError` with what keeps its jobs from running here."""
         file = self._file(name)
         if file.runtime not in self._runtimes:
             raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
         _check_supported(file)
-        return _stack(name, file, await self._image(name))
+        return file
+
+    def _made(self, name: str, image: Image, revision: str) -> Stack:
+        return _stack(name, self._usable(name), image, revision)
 
     def _file(self, name: str) -> StackFile:
         """The stack's file, read again if it has changed. Raises `ConfigError`."""
@@ -134,17 +195,28 @@ class Catalog:
             raise ConfigError(*known.faults)
         return known.file
 
-    async def _image(self, name: str) -> Image:
-        """The stack's current image. Raises `ConfigError` when there is none."""
+    async def _image(self, name: str, wanted: str) -> Image | None:
+        """The stack's image of that tag or id; None if there is none."""
         now = self._clock()
-        at, image = self._found.get(name, (0.0, None))
+        at, image = self._found.get((name, wanted), (0.0, None))
         if image is None or now - at >= KEPT.total_seconds():
-            self.invalidate(name)
-            image = await self._images.inspect(names.tagged(name, names.CURRENT))
-            if image is None:
-                raise ConfigError(f"its image is not built; run: runner stacks build {name}")
-            self._found[name] = (now, image)
+            self._found.pop((name, wanted), None)
+            image = await self._images.inspect(wanted)
+            if image is not None:
+                self._found[name, wanted] = (now, image)
         return image
+
+
+def own_revision(image: Image) -> str:
+    """The revision that an image says that it is; one that was not built by us has its own id for it."""
+    return image.labels.get(names.REVISION) or image.id.removeprefix("sha256:")[:12]
+
+
+def _is_open(before: Record | None, now: Record | None) -> bool:
+    """Whether jobs may get a revision of which this is known, and was a moment ago."""
+    if before is None or now is None:
+        return before is now
+    return now.state is State.READY and now.image == before.image
 
 
 def _read(name: str, path: Path, stamp: tuple[int, int, int]) -> _Read:
@@ -155,12 +227,12 @@ def _read(name: str, path: Path, stamp: tuple[int, int, int]) -> _Read:
         return _Read(stamp, None, error.faults)
 
 
-def _stack(name: str, file: StackFile, image: Image) -> Stack:
-    """What file and image say together. An image that was not built by us has its own id for a revision."""
+def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
+    """What file and image say together."""
     uid, gid = file.numeric_user or _named_user(name, file, image)
     return Stack(
         name=name,
-        revision=image.labels.get(names.REVISION) or image.id.removeprefix("sha256:")[:12],
+        revision=revision,
         image=image.id,
         command=file.command or (),
         uid=uid,

@@ -1,8 +1,10 @@
 """The engine's images, as far as stacks need them."""
 
 import asyncio
+import hashlib
+import json
 import tarfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,12 +15,15 @@ import aiodocker
 import aiohttp
 
 from runner.errors import EngineError, EngineGone, RunnerError
+from runner.job import Bytes
 
 Say = Callable[[str], None]
 """Takes a line of progress."""
 
 ANSWER = timedelta(seconds=10)
 """How long the engine may take to answer what it only has to look up."""
+REMOVAL = timedelta(minutes=5)
+"""How long it may take to remove an image: its layers are deleted file by file."""
 
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
@@ -29,11 +34,17 @@ class BuildError(RunnerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image that the engine has. `id` is `sha256:…`; `env` is what its Dockerfile set with ENV."""
+    """An image that the engine has. `id` is `sha256:…`; `env` is what its Dockerfile set with ENV.
+
+    `content` is a SHA-256 over all of it that a job can notice: unlike the id, it is the same wherever it was built.
+    `tags` are all of its names.
+    """
 
     id: str
     labels: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    content: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Images:
@@ -52,9 +63,56 @@ class Images:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise EngineError(f"the engine refused to look up {name}: {error.message}") from error
-        config = said["Config"]
-        env = dict(word.split("=", 1) for word in config.get("Env") or () if "=" in word)
-        return Image(id=said["Id"], labels=config.get("Labels") or {}, env=env)
+        with _translated("look up an image"):
+            return _image(said)
+
+    async def tags(self) -> Mapping[str, str]:
+        """The id of the image behind each name that begins with `runner/`."""
+        try:
+            with _translated("list images"):
+                async with asyncio.timeout(ANSWER.total_seconds()):
+                    found = await self._docker.images.list(filters={"reference": ["runner/*"]})
+                return {tag: image["Id"] for image in found for tag in image["RepoTags"] or ()}
+        except aiodocker.DockerError as error:
+            raise EngineError(f"the engine refused to list its images: {error.message}") from error
+
+    async def used(self) -> frozenset[str]:
+        """The ids of the images that any container has, whether or not it runs."""
+        try:
+            with _translated("list containers"):
+                async with asyncio.timeout(ANSWER.total_seconds()):
+                    found = await self._docker._query_json("containers/json", params={"all": True})  # noqa: SLF001
+                return frozenset(container["ImageID"] for container in found)
+        except aiodocker.DockerError as error:
+            raise EngineError(f"the engine refused to list its containers: {error.message}") from error
+
+    async def layers(self, image: str) -> Mapping[str, Bytes]:
+        """The size of each layer of the image, by a key that images share which share the layer."""
+        try:
+            with _translated("look up an image's layers"):
+                async with asyncio.timeout(ANSWER.total_seconds()):
+                    steps = await self._docker._query_json(f"images/{image}/history")  # noqa: SLF001 - a list, not a dict
+                return _layers(reversed(steps))
+        except aiodocker.DockerError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return {}
+            raise EngineError(f"the engine refused to look up {image}: {error.message}") from error
+
+    async def remove(self, name: str) -> bool:
+        """Take a name from its image, and remove the image with its last one; false when a container has it.
+
+        By id the image is removed with all its names.
+        """
+        try:
+            with _translated("remove an image"):
+                async with asyncio.timeout(REMOVAL.total_seconds()):
+                    await self._docker.images.delete(name)
+        except aiodocker.DockerError as error:
+            if error.status == HTTPStatus.CONFLICT:
+                return False
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise EngineError(f"the engine refused to remove {name}: {error.message}") from error
+        return True
 
     async def tag(self, image: str, repository: str, tag: str) -> None:
         """Give the image a name, which another image loses."""
@@ -65,13 +123,16 @@ class Images:
         except aiodocker.DockerError as error:
             raise EngineError(f"the engine refused to tag {repository}:{tag}: {error.message}") from error
 
-    async def build(self, context: BinaryIO, labels: Mapping[str, str], say: Say) -> str:
-        """Build from a tar with a Dockerfile in it; the new image's id. Raises `BuildError` when a step fails."""
+    async def build(self, context: BinaryIO, labels: Mapping[str, str], say: Say, *, fresh: bool = False) -> str:
+        """Build from a tar with a Dockerfile in it; the new image's id. Raises `BuildError` when a step fails.
+
+        `fresh`: run every step again, whatever the engine remembers of it.
+        """
         image = ""
         try:
             with _translated("build an image"):
                 steps = self._docker.images.build(
-                    fileobj=context, encoding="identity", labels=labels, forcerm=True, stream=True
+                    fileobj=context, encoding="identity", labels=labels, forcerm=True, stream=True, nocache=fresh
                 )
                 async for step in steps:
                     image = step.get("aux", {}).get("ID", image)
@@ -130,6 +191,32 @@ def _translated(doing: str) -> Iterator[None]:
         raise EngineGone(f"no connection to the engine to {doing}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the engine's answer makes no sense, to {doing}: {error!r}") from error
+
+
+_NOTICED = ("Env", "User", "Cmd", "Entrypoint", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal")
+
+
+def _image(said: Mapping[str, Any]) -> Image:
+    config = said["Config"]
+    noticed = {key: config.get(key) or None for key in _NOTICED}
+    content = [said["RootFS"].get("Layers") or [], said["Os"], said["Architecture"], noticed]
+    return Image(
+        id=said["Id"],
+        labels=config.get("Labels") or {},
+        env=dict(word.split("=", 1) for word in config.get("Env") or () if "=" in word),
+        content=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        tags=tuple(said.get("RepoTags") or ()),
+    )
+
+
+def _layers(steps: Iterable[Mapping[str, Any]]) -> dict[str, Bytes]:
+    """What two images have in common is how they began: a step counts with all that came before it."""
+    sizes, chain = {}, hashlib.sha256()
+    for step in steps:
+        chain.update(f"{step['Created']} {step['CreatedBy']} {step['Size']}\0".encode())
+        if step["Size"]:
+            sizes[chain.hexdigest()] = Bytes(int(step["Size"]))
+    return sizes
 
 
 def _only_file(archive: tarfile.TarFile) -> bytes | None:

@@ -1,0 +1,133 @@
+"""Letting a revision in: test it in the sandbox of its stack, and only then give it to jobs."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from runner.app.local import Interrupts, open_local
+from runner.app.policy import policy_of
+from runner.codec import Notice, new_ordered_id
+from runner.errors import EngineError, RunnerError
+from runner.job import Job, JobKey, JobResult, Outcome, Priority, Route, Stack, StackRef
+from runner.ports import Batch
+from runner.settings import Settings
+from runner.stacks import names
+from runner.stacks.build import Built
+from runner.stacks.catalog import Catalog
+from runner.stacks.images import Images, Say
+from runner.stacks.revisions import Ledger, Record, Smoke, State
+from runner.stacks.switch import Switch
+
+_TENANT = "default"
+
+
+class SmokeError(RunnerError):
+    """The smoke test failed; the stack's operator mends the image, or the test."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A revision that jobs may get. `changed` is true when the next job gets it, and the last one did not."""
+
+    stack: str
+    revision: str
+    image: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """Lets revisions in. Raises `ConfigError`, `EngineError`, `SmokeError`."""
+
+    settings: Settings
+    images: Images
+    catalog: Catalog
+    ledger: Ledger
+    say: Say
+
+    async def admit(self, built: Built, *, use: bool) -> Admitted:
+        """Test the revision and note how that ended; `use`: make it current."""
+        record = await self._begin(built)
+        smoke = await self._smoke(built)
+        if smoke is not None and smoke.outcome != Outcome.SUCCEEDED:
+            self._refuse(built, record, smoke)
+        self.ledger.write(built.stack, record.model_copy(update={"state": State.READY, "smoke": smoke}))
+        switch, changed = Switch(self.ledger, self.images), False
+        if use:
+            before = await switch.pointer(built.stack)
+            after = await switch.use(built.stack, built.revision)
+            changed = before is None or before.current != after.current
+        return Admitted(stack=built.stack, revision=built.revision, image=record.image, changed=changed)
+
+    async def _begin(self, built: Built) -> Record:
+        """What is known of the revision before its test. One with the same content that is here already stays."""
+        known = self.ledger.record(built.stack, built.revision)
+        if known is not None and known.state is State.READY and await self.images.inspect(known.image) is not None:
+            return known
+        record = Record(
+            revision=built.revision,
+            image=built.image.id,
+            state=State.TESTING,
+            built=datetime.now(UTC),
+            inputs=built.inputs,
+        )
+        self.ledger.write(built.stack, record)
+        await self.images.tag(built.image.id, names.repository(built.stack), built.revision)
+        return record
+
+    def _refuse(self, built: Built, record: Record, smoke: Smoke) -> None:
+        """Keep the revision out, unless it has passed before: then it is the test that has changed."""
+        if record.state is not State.READY:
+            self.ledger.write(built.stack, record.model_copy(update={"state": State.FAILED, "smoke": smoke}))
+        raise SmokeError(f"{built.stack}: revision {built.revision} failed its smoke test: {smoke.reason}")
+
+    async def _smoke(self, built: Built) -> Smoke | None:
+        """Run the stack's smoke test as a job of the stack; None if it has none. Raises `EngineError`."""
+        command = self.catalog.smoke(built.stack)
+        if command is None:
+            return None
+        stack = self.catalog.offer(built.stack, built.image, built.revision)
+        self.say(f"testing {built.stack} {built.revision}: {' '.join(command)}")
+        result = await self._run(stack, command)
+        if result.verdict.outcome is Outcome.LOST:
+            raise EngineError(f"the smoke test did not end: {result.verdict.reason}")
+        times = result.times
+        seconds = (times.ended - times.started).total_seconds() if times.started and times.ended else None
+        return Smoke(
+            command=command,
+            outcome=result.verdict.outcome.value,
+            reason=result.verdict.reason,
+            seconds=seconds,
+            tail=tuple(line.text for line in result.tail),
+        )
+
+    async def _run(self, stack: Stack, command: tuple[str, ...]) -> JobResult:
+        now = datetime.now(UTC)
+        job = Job(
+            key=JobKey(tenant=_TENANT, id=new_ordered_id(now)),
+            route=Route(pool="default", priority=Priority.NORMAL, tenant=_TENANT),
+            stack=StackRef(name=stack.name, revision=stack.revision),
+            published=now,
+            command=command,
+            name="smoke test",
+        )
+        policy = replace(policy_of(self.settings), tenant_stacks={})
+        async with open_local(self.settings) as local:
+            return await local.run(job, _Only(stack), policy, self._show, Interrupts())
+
+    def _show(self, told: Notice | Batch) -> None:
+        for line in told.lines if isinstance(told, Batch) else ():
+            self.say(line.text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Only:
+    """The port `Stacks` with a single stack in it."""
+
+    stack: Stack
+
+    async def resolve(self, ref: StackRef) -> Stack:  # noqa: ARG002 - there is no other
+        """The stack."""
+        return self.stack
+
+    def invalidate(self, name: str) -> None:
+        """Nothing is remembered."""

@@ -1,0 +1,174 @@
+"""Removing revisions that nobody needs, the least recently used first, until the rest fits."""
+
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from typing import Protocol
+
+from runner.job import Bytes
+from runner.stacks import names
+from runner.stacks.images import Image
+from runner.stacks.revisions import Ledger, Record, State
+
+GUARD = timedelta(minutes=10)
+"""What a job was given that lately is kept: the job may be on its way, and stand in no journal yet."""
+_TEST_MOST = timedelta(hours=2)
+"""A test that began that long ago was broken off."""
+
+InUse = Callable[[], Awaitable[frozenset[str]]]
+"""The ids of the images that jobs need which stand in a journal."""
+
+
+class PrunedImages(Protocol):
+    """What pruning asks of the engine."""
+
+    async def inspect(self, name: str) -> Image | None:
+        """The image with that tag or id; None if there is none."""
+
+    async def tags(self) -> Mapping[str, str]:
+        """The id of the image behind each name that begins with `runner/`."""
+
+    async def layers(self, image: str) -> Mapping[str, Bytes]:
+        """The size of each layer of the image, by a key that images share which share the layer."""
+
+    async def used(self) -> frozenset[str]:
+        """The ids of the images that any container has."""
+
+    async def remove(self, name: str) -> bool:
+        """Take a name from its image, and remove the image with its last one; false when a container has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """A revision that this machine has. `record` is None for one that was tagged by hand."""
+
+    stack: str
+    revision: str
+    image: str
+    tagged: bool
+    used: float
+    record: Record | None
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether it is of no use: its test failed or was broken off, or it was being removed before."""
+        if self.record is None or self.record.state is State.READY:
+            return False
+        return self.record.state is not State.TESTING or datetime.now(UTC) - self.record.built > _TEST_MOST
+
+    @property
+    def in_test(self) -> bool:
+        """Whether somebody is making it."""
+        return self.record is not None and self.record.state is State.TESTING and not self.broken_off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What was removed, and how many bytes all stacks had before and have now, shared layers counted once."""
+
+    removed: tuple[Revision, ...]
+    before: Bytes
+    after: Bytes
+
+
+async def revisions(ledger: Ledger, images: PrunedImages, stacks: Collection[str]) -> Sequence[Revision]:
+    """All revisions of those stacks, and of all that the ledger knows. Other images of the engine are not ours."""
+    known: dict[tuple[str, str], Record | None] = {}
+    tagged: dict[tuple[str, str], str] = {}
+    for stack in ledger.stacks():
+        known |= {(stack, record.revision): record for record in ledger.records(stack)}
+    for tag, image in (await images.tags()).items():
+        stack, _, revision = tag.removeprefix("runner/").rpartition(":")
+        if revision not in (names.CURRENT, names.PREVIOUS) and (stack in stacks or (stack, revision) in known):
+            tagged[stack, revision] = image
+            known.setdefault((stack, revision), None)
+    return [
+        Revision(
+            stack=stack,
+            revision=revision,
+            image=record.image if record else tagged[stack, revision],
+            tagged=(stack, revision) in tagged,
+            used=_last_used(ledger, stack, revision, record),
+            record=record,
+        )
+        for (stack, revision), record in sorted(known.items(), key=itemgetter(0))
+    ]
+
+
+async def disk(images: PrunedImages, these: Iterable[str]) -> Bytes:
+    """What images take together, shared layers counted once."""
+    layers: dict[str, Bytes] = {}
+    for image in set(these):
+        layers |= await images.layers(image)
+    return Bytes(sum(layers.values()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """Removes what is over `most` bytes, of what was built or imported here. Raises `ConfigError` and `EngineError`.
+
+    What has no record was tagged by somebody else, who may need it.
+    """
+
+    ledger: Ledger
+    images: PrunedImages
+    in_use: InUse
+    most: Bytes
+    guard: timedelta = GUARD
+
+    async def run(self, *, dry: bool = False) -> Pruned:
+        """Remove revisions until the rest fits; with `dry` only tell which. Those of no use go in any case."""
+        left = [revision for revision in await revisions(self.ledger, self.images, ()) if revision.record is not None]
+        before = after = await disk(self.images, [revision.image for revision in left])
+        removed = []
+        for revision in sorted(left, key=lambda each: (not each.broken_off, each.used, each.stack, each.revision)):
+            if after <= self.most and not revision.broken_off:
+                break
+            if await self._free(revision) and (dry or await self._remove(revision)):
+                removed.append(revision)
+                left.remove(revision)
+                after = await disk(self.images, [each.image for each in left])
+        return Pruned(removed=tuple(removed), before=before, after=after)
+
+    async def _free(self, revision: Revision) -> bool:
+        """Whether nobody needs the revision."""
+        stack, name = revision.stack, revision.revision
+        if revision.in_test or time.time() - self.ledger.used(stack, name) < self.guard.total_seconds():
+            return False
+        pointer = self.ledger.pointer(stack)
+        if pointer is not None and name in (pointer.current, pointer.previous):
+            return False
+        tagged = [names.tagged(stack, tag) for tag in (names.CURRENT, names.PREVIOUS) if pointer is None]
+        pointed = [image.id for tag in tagged if (image := await self.images.inspect(tag))]
+        return revision.image not in {*pointed, *await self.in_use(), *await self.images.used()}
+
+    async def _remove(self, revision: Revision) -> bool:
+        """Remove the revision, unless a job has come for it meanwhile.
+
+        It is retired first: who is given it afterwards is refused, and who was given it before has left a mark.
+        """
+        stack, record = revision.stack, revision.record
+        if record is None:
+            return False
+        with self.ledger.lock():
+            self.ledger.write(stack, record.model_copy(update={"state": State.RETIRED}))
+            if not await self._free(revision) or not await self._delete(revision):
+                self.ledger.write(stack, record)
+                return False
+            self.ledger.forget(stack, revision.revision)
+        return True
+
+    async def _delete(self, revision: Revision) -> bool:
+        tag = names.tagged(revision.stack, revision.revision)
+        gone = await self.images.remove(tag) if revision.tagged else True
+        left = await self.images.inspect(revision.image)
+        if gone and left is not None and not left.tags:
+            # It never had a name, such as where an import was broken off, or lost it to somebody's hand.
+            gone = await self.images.remove(revision.image)
+        return gone
+
+
+def _last_used(ledger: Ledger, stack: str, revision: str, record: Record | None) -> float:
+    return max(record.built.timestamp() if record else 0.0, ledger.used(stack, revision))
