@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from secrets import token_hex
 
-from runner.job import Attempt, Job, JobKey, Limits, Plan, Priority, Route, Stack, StackRef
+from runner.job import Attempt, InlineCode, Job, JobKey, Limits, LinkedCode, Plan, Priority, Route, Stack, StackRef
 
 
 def make_attempt(
@@ -17,6 +17,7 @@ def make_attempt(
     env: Mapping[str, str] | None = None,
     payload: bytes | None = None,
     stdin: bytes | None = None,
+    code: InlineCode | LinkedCode | None = None,
 ) -> Attempt:
     """The first attempt at a job of tenant acme; its claim is unique unless given."""
     job = Job(
@@ -28,6 +29,7 @@ def make_attempt(
         env=env or {},
         payload=payload,
         stdin=stdin,
+        code=code,
     )
     plan = Plan(
         job=job,

@@ -20,7 +20,7 @@ class Script:
 
     It writes `output`, shows `progress`, and ends with `end`; without that it runs until it is stopped, and
     `ignores_term` is for those that take SIGKILL only. `error` is raised by the launch instead; `hangs` makes the
-    launch wait for ever.
+    launch wait for ever. `unprepared` and `prepares_for_ever` do the same to what comes before the launch.
     """
 
     output: Sequence[tuple[Stream, bytes]] = ()
@@ -29,6 +29,8 @@ class Script:
     ignores_term: bool = False
     error: Exception | None = None
     hangs: bool = False
+    unprepared: Exception | None = None
+    prepares_for_ever: bool = False
 
 
 RUNS = Script()
@@ -96,6 +98,7 @@ class FakeEngine:
         self.default = default
         self.started = STARTED
         self.live: dict[str, FakeContainer] = {}
+        self.preparing: list[str] = []
         self.launched: list[str] = []
         self.discarded: list[str] = []
         self.kept: set[str] = set()
@@ -113,6 +116,15 @@ class FakeEngine:
             raise NeverStarted("there is no container to adopt")
         container.hand_over(on_output)
         return container
+
+    async def prepare(self, attempt: Attempt) -> None:
+        script = self.scripts.get(attempt.plan.command, self.default)
+        await asyncio.sleep(0)
+        if script.unprepared is not None:
+            raise script.unprepared
+        if script.prepares_for_ever:
+            self.preparing.append(attempt.container_name)
+            await asyncio.Event().wait()
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
         name = attempt.container_name

@@ -6,6 +6,7 @@
     ├── ConfigError        the operator mends a setting or the topology; exit 78
     ├── RejectedError      the submitter mends the job; the message goes to the dead letters
     ├── DeferredError      this worker cannot run the job, another may; it is passed on
+    ├── ExpiredError       the job was not started in time; it is over
     ├── EngineError        the container engine failed us; the job is not to blame
     │   ├── EngineGone     the engine does not answer; wait for it
     │   ├── NeverStarted   there is nothing to adopt, and never was; start it
@@ -43,6 +44,14 @@ class RejectedError(RunnerError):
 
 class DeferredError(RunnerError):
     """This worker cannot run the job, but another one may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ExpiredError(RunnerError):
+    """The job was to be started by a time that has passed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from runner.errors import (
     DeferredError,
     EngineError,
+    ExpiredError,
     ImageMissing,
     JournalError,
     NeverStarted,
@@ -37,6 +38,7 @@ from runner.job import (
 from runner.logs import JobLog
 from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim
 from runner.timeline import Timeline
+from runner.units import format_duration
 from runner.verdict import judge, parse_told
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,9 @@ class Run:
             end = await self._run()
         except ImageMissing:
             raise
+        except ExpiredError as error:
+            late = Verdict(outcome=Outcome.EXPIRED, reason=error.reason, blame=Blame.PLATFORM)
+            return await self._result(late, Exit())
         except StartError as error:
             reason = f"the engine refused the job: {error}"
             return await self._result(Verdict(outcome=Outcome.FAILED, reason=reason, blame=Blame.OPERATOR), Exit())
@@ -166,7 +171,7 @@ class Run:
         """The started container; None when the job was stopped before its process ran."""
         async with asyncio.TaskGroup() as tasks:
             stopping = tasks.create_task(self._stopping.wait())
-            launching = tasks.create_task(_outcome_of(self.engine.launch(self.attempt, self._output)))
+            launching = tasks.create_task(_outcome_of(self._start()))
             try:
                 await asyncio.wait((launching, stopping), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -179,6 +184,21 @@ class Run:
         if isinstance(launched, Exception):
             raise launched
         return launched
+
+    async def _start(self) -> Container:
+        """Get what the job needs, for as long as it may still start, and launch it."""
+        job = self.attempt.plan.job
+        late = None
+        if job.start_by is not None and self.attempt.number == 1:
+            late = max(0.0, (job.start_by - self.now()).total_seconds())
+        try:
+            async with asyncio.timeout(late):
+                await self.engine.prepare(self.attempt)
+        except TimeoutError:
+            within = format_duration(job.start_within or timedelta())
+            reason = f"not started within {within}, its start_within: its code was not here yet"
+            raise ExpiredError(reason) from None
+        return await self.engine.launch(self.attempt, self._output)
 
     async def _adopt(self, earlier: OpenClaim) -> Container | None:
         """The container that our earlier life started; a new one where that life ended before the job had begun."""
@@ -370,7 +390,7 @@ async def _outcome_of(launch: Awaitable[Container]) -> Container | Exception:
     """A launch's outcome as a value, so that a task group does not wrap its errors."""
     try:
         return await launch
-    except (DeferredError, EngineError, RejectedError, StartError) as error:
+    except (DeferredError, EngineError, ExpiredError, RejectedError, StartError) as error:
         return error
 
 

@@ -6,6 +6,7 @@ The fakes of `tests/fakes.py` and the real adapters pass the same suite in `test
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
 from runner.job import (
@@ -67,6 +68,13 @@ class Container(Protocol):
 class Engine(Protocol):
     """Runs containers and removes them."""
 
+    async def prepare(self, attempt: Attempt) -> None:
+        """Get what the attempt needs from elsewhere: the job's code. It may take long, and comes before `launch`.
+
+        Raises `RejectedError` or `DeferredError`. Whatever it raises, and when it is cancelled, `discard` has to
+        follow.
+        """
+
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> Container:
         """Start the attempt's container and hand the job over to the init in it; return when its process was started.
 
@@ -92,6 +100,20 @@ class Engine(Protocol):
 
         Retries for as long as it takes. Cancelling it leaves the rest to the periodic sweep.
         """
+
+
+class Packages(Protocol):
+    """The code that jobs bring along, unpacked."""
+
+    async def hold(self, claim: str, job: Job) -> Path:
+        """The folder of the job's code, which stays as it is until `release`, even if this daemon ends before that.
+
+        Raises `RejectedError` for code that is not allowed, not there or no good, `DeferredError` when it cannot be had
+        now. When it raises or is cancelled, `release` has to follow all the same.
+        """
+
+    def release(self, claim: str) -> None:
+        """The claim's container is gone. Done already when it holds nothing."""
 
 
 class Lease(Protocol):

@@ -12,7 +12,7 @@ from tests.attempts import make_attempt
 
 from runner.adapters.docker.config import Site, create_body, places
 from runner.adapters.docker.description import describe, environment
-from runner.job import Bytes, Limits, Stack
+from runner.job import Bytes, InlineCode, Limits, Stack
 
 GOLDEN = Path(__file__).parent / "golden"
 SITE = Site(worker="w1", boot="6f0c2f0e-0000-4000-8000-000000000000", init=Path("/opt/runner/init-x86_64"))
@@ -47,6 +47,21 @@ def golden(name: str) -> Any:
 )
 def test_the_engine_is_asked_for_exactly_this(name: str, stack: Stack, limits: Limits) -> None:
     assert create_body(stack, limits, FOLDER, SITE) == golden(name)
+
+
+def test_code_is_mounted_so_that_nothing_can_write_to_it() -> None:
+    code = Path("/var/lib/runner/code/acme/0123/tree")
+    plain, more = (create_body(PLAIN, Limits(), FOLDER, SITE, code=folder) for folder in (None, code))
+    mounts = more["HostConfig"]["Mounts"]
+    assert mounts[:-1] == plain["HostConfig"].pop("Mounts")
+    assert mounts[-1] == {"Type": "bind", "Source": str(code), "Target": "/job/code", "ReadOnly": True}
+    del more["HostConfig"]["Mounts"]
+    assert plain == more
+
+
+def test_a_job_hears_of_its_code_where_it_has_some() -> None:
+    assert environment(make_attempt("true", code=InlineCode(archive=b"x")))["JOB_CODE_DIR"] == "/job/code"
+    assert "JOB_CODE_DIR" not in environment(make_attempt("true"))
 
 
 @pytest.mark.parametrize("limits", [Limits(), LARGE, SMALL])

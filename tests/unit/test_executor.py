@@ -12,7 +12,7 @@ from tests.fake_engine import FakeContainer, Script
 from tests.fakes import NOW, Clock, Diary, FakeEvents, FakeLogSink, FakeObserver, NotingEngine, NotingJournal, until
 
 from runner import executor
-from runner.errors import EngineError, EngineGone, ImageMissing, StartError
+from runner.errors import DeferredError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
 from runner.executor import Run
 from runner.job import (
     Blame,
@@ -34,12 +34,14 @@ SPEAKS = ("speaks",)
 RUNS = ("runs",)
 DEAF = ("deaf",)
 HANGS = ("hangs",)
+FETCHES = ("fetches",)
 SCRIPTS: Mapping[tuple[str, ...], Script] = {
     ENDS: Script(end=Exit(code=0, complete=True, output=b'{"answer": 42}')),
     SPEAKS: Script(output=[(Stream.OUT, b"one\ntwo"), (Stream.ERR, b"three\n")], end=Exit(code=2, complete=True)),
     RUNS: Script(),
     DEAF: Script(ignores_term=True),
     HANGS: Script(hangs=True),
+    FETCHES: Script(prepares_for_ever=True),
 }
 SHORT = timedelta(milliseconds=5)
 LONG = timedelta(hours=1)
@@ -58,6 +60,11 @@ class House:
         self.observer = FakeObserver()
         self.attempt = make_attempt(*command, claim="c1", limits=limits or Limits(grace=SHORT), stack=stack)
         self.earlier: OpenClaim | None = None
+
+    def let_start_within(self, span: timedelta) -> None:
+        plan = self.attempt.plan
+        job = replace(plan.job, published=NOW, start_within=span)
+        self.attempt = replace(self.attempt, plan=replace(plan, job=job))
 
     @property
     def container(self) -> FakeContainer:
@@ -407,6 +414,44 @@ async def test_a_start_that_fails_is_a_result(error: Exception, outcome: Outcome
     assert str(error) in result.verdict.reason
     assert result.times.started is None
     assert house.logs.batches[-1].end
+
+
+async def test_a_job_is_stopped_while_it_is_prepared() -> None:
+    house = House(*FETCHES)
+    async with house.run() as (run, running):
+        await until(lambda: house.engine.preparing)
+        run.stop(StopReason.CANCELLED, "enough")
+    verdict = running.result().verdict
+    assert (verdict.outcome, verdict.reason) == (Outcome.CANCELLED, "cancelled: enough")
+    assert house.engine.launched == []
+
+
+async def test_a_job_whose_start_comes_too_late_while_it_is_prepared_has_expired() -> None:
+    house = House(*FETCHES)
+    house.let_start_within(SHORT)
+    result = await house.result()
+    assert (result.verdict.outcome, result.verdict.blame) == (Outcome.EXPIRED, Blame.PLATFORM)
+    assert result.verdict.reason == "not started within 0.005s, its start_within: its code was not here yet"
+    assert house.engine.launched == []
+
+
+async def test_a_job_that_starts_again_may_be_prepared_for_longer() -> None:
+    house = House(*FETCHES)
+    house.let_start_within(timedelta())
+    house.attempt = replace(house.attempt, number=2)
+    async with house.run() as (run, running):
+        await until(lambda: house.engine.preparing)
+        run.stop(StopReason.CANCELLED)
+    assert running.result().verdict.outcome is Outcome.CANCELLED
+
+
+@pytest.mark.parametrize("error", [RejectedError("code: it is no good"), DeferredError("its server is away")])
+async def test_what_cannot_be_prepared_is_for_the_worker_to_see_to(error: Exception) -> None:
+    house = House(*FETCHES)
+    house.engine.scripts[FETCHES] = Script(unprepared=error)
+    with pytest.raises(ExceptionGroup) as caught:
+        await house.result()
+    assert caught.group_contains(type(error))
 
 
 async def test_a_missing_image_is_for_the_worker_to_see_to() -> None:

@@ -47,6 +47,8 @@ CONTRACT = {
     "runner_engine_seconds": {"operation"},
     "runner_engine_errors": {"operation", "kind"},
     "runner_engine_up": set(),
+    "runner_code_packages": {"result"},
+    "runner_code_cache_bytes": set(),
     "runner_amqp_up": set(),
     "runner_amqp_reconnects": set(),
     "runner_leases_adopted": set(),
@@ -64,6 +66,7 @@ COUNTERS = {
         "leases_adopted",
         "leases_lost",
         "dead",
+        "code_packages",
     ),
 }
 

@@ -18,6 +18,9 @@ from runner.ports import Phases
 UNKNOWN_STACK = "unknown"
 """The label of a stack that is not installed here: what submitters write must not become labels."""
 
+PACKAGE_RESULTS = ("cached", "new", "rejected", "deferred")
+"""What becomes of the code that a job brings along."""
+
 LINKS = ("consume", "publish", "logs")
 """The connections to the broker; `runner_amqp_up` is 1 while all of them stand."""
 
@@ -42,6 +45,7 @@ class Metrics:
         self._define_capacity()
         self._define_logs()
         self._define_engine()
+        self._define_packages()
         self._define_broker()
         self._gauge("build_info", "Always 1; the version is in the label", "version").labels(version).set(1)
 
@@ -155,6 +159,16 @@ class Metrics:
         """One try at removing something failed; there will be another."""
         self._cleanup_failures.inc()
 
+    # Code packages
+
+    def package_arrived(self, how: str) -> None:
+        """A job has its code, or will not get it here."""
+        self._packages.labels(how).inc()
+
+    def packages_kept(self, size: int) -> None:
+        """The packages on disk take so many bytes."""
+        self._package_bytes.set(size)
+
     # Broker
 
     def amqp_connected(self, role: str) -> None:
@@ -228,6 +242,12 @@ class Metrics:
             "engine_errors", "Calls to the container engine that failed", "operation", "kind"
         )
         self._engine_up = self._gauge("engine_up", "1 while the container engine answers")
+
+    def _define_packages(self) -> None:
+        self._packages = self._counter("code_packages", "Code that jobs brought along, by what became of it", "result")
+        self._package_bytes = self._gauge("code_cache_bytes", "What unpacked code packages take on disk")
+        for result in PACKAGE_RESULTS:
+            self._packages.labels(result)
 
     def _define_broker(self) -> None:
         self._amqp_up = self._gauge("amqp_up", "1 while all connections to the broker stand")

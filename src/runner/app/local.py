@@ -17,6 +17,7 @@ from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
+from runner.app.packages import open_packages_of
 from runner.codec import Envelope, Notice, decode_job, encode_event, new_ordered_id, parse_route
 from runner.errors import ConfigError, DeferredError, ImageMissing, RejectedError
 from runner.executor import Run
@@ -235,8 +236,12 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
     metrics = Metrics(version=__version__, installed=lambda: ())
     async with (
         open_journal(folder, _now) as journal,
-        open_engine(url=settings.engine.url, worker=folder.name, state_dir=folder, observer=metrics) as house,
+        open_packages_of(settings, folder, metrics) as packages,
+        open_engine(
+            url=settings.engine.url, worker=folder.name, state_dir=folder, observer=metrics, packages=packages
+        ) as house,
     ):
+        await packages.load(())
         await house.client.ping()
         yield Local(worker=folder.name, house=house, journal=journal, metrics=metrics)
 

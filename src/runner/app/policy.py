@@ -4,6 +4,7 @@ from runner.app.disk import disk_of, total
 from runner.job import Bytes
 from runner.plan import Policy
 from runner.settings import Settings
+from runner.sources import Source, parse_source
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -18,4 +19,10 @@ def policy_of(settings: Settings) -> Policy:
         },
         tenant_secrets={name: tenant.secrets for name, tenant in settings.tenants.items()},
         scratch=Bytes(max(0, total(disk_of(settings.worker.state_dir)) - settings.capacity.disk_free)),
+        code=sources_of(settings),
     )
+
+
+def sources_of(settings: Settings) -> tuple[Source, ...]:
+    """The folders that code packages may come from."""
+    return tuple(parse_source(folder) for folder in settings.code.allow)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -19,11 +19,13 @@ from runner.adapters.http import Views, serve_http
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
+from runner.adapters.packages.store import PackageStore
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.app.debts import Debts
 from runner.app.disk import Disks
 from runner.app.knowledge import WorkerKnowledge
+from runner.app.packages import open_packages_of
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
 from runner.app.stacks import open_catalog
@@ -65,12 +67,14 @@ async def serve(settings: Settings) -> None:
         images = await stack.enter_async_context(open_images(settings.engine.url))
         catalog = open_catalog(settings, images)
         metrics = _metrics(settings, catalog)
+        packages = await stack.enter_async_context(open_packages_of(settings, settings.worker.state_dir, metrics))
         house = await stack.enter_async_context(
             open_engine(
                 url=settings.engine.url,
                 worker=settings.worker.name,
                 state_dir=settings.worker.state_dir,
                 observer=metrics,
+                packages=packages,
                 start_parallelism=settings.engine.start_parallelism,
             )
         )
@@ -81,6 +85,7 @@ async def serve(settings: Settings) -> None:
             memory=memory,
             catalog=catalog,
             metrics=metrics,
+            packages=packages,
             house=house,
             disks=Disks(settings, house),
             debts=Debts(journal=journal, owed={}),
@@ -99,6 +104,7 @@ class Daemon:
     memory: Memory
     catalog: Catalog
     metrics: Metrics
+    packages: PackageStore
     house: OpenEngine
     disks: Disks
     debts: Debts
@@ -136,6 +142,7 @@ class Daemon:
             for notice in self.debts.owed.values():
                 self.history.note(notice)
             adoptable = {claim.record.claim: await self._resumed(claim) for claim in await self.journal.open_claims()}
+            await self._load_packages(adoptable.keys())
             for claim in adoptable.values():
                 self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
@@ -145,6 +152,14 @@ class Daemon:
         except asyncio.CancelledError:
             if not stop.first.is_set():
                 raise
+
+    async def _load_packages(self, claims: Collection[str]) -> None:
+        try:
+            await self.packages.load(claims)
+        except OSError as error:
+            where = self.settings.worker.state_dir / "code"
+            fault = f"worker.state_dir: {where} cannot be used ({error.strerror}); let the daemon's user own it"
+            raise ConfigError(fault) from error
 
     async def _resumed(self, claim: OpenClaim) -> OpenClaim:
         """What the history lacks of the log is told again: the world drops repeats."""

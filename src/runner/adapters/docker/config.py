@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.adapters.docker.files import OUTPUT, PROGRESS, SECRETS
+from runner.adapters.docker.files import CODE, OUTPUT, PROGRESS, SECRETS
 from runner.job import SECRETS_BYTES_MAX, SECRETS_MAX, Limits, Stack
 
 INIT = "/.runner-init"
@@ -47,15 +47,23 @@ def places(limits: Limits) -> tuple[str, ...]:
 
 
 def create_body(
-    stack: Stack, limits: Limits, folder: Path, site: Site, *, scratch: Path | None = None
+    stack: Stack,
+    limits: Limits,
+    folder: Path,
+    site: Site,
+    *,
+    scratch: Path | None = None,
+    code: Path | None = None,
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container whose init will wait for a job.
 
-    `scratch` is the block device of its scratch disk, if it gets one.
+    `scratch` is the block device of its scratch disk, if it gets one; `code` is the folder of its job's code.
     """
     mounts = _mounts(stack, limits, folder, site.init)
     if scratch is not None:
         mounts["Mounts"].append(_disk(scratch, SCRATCH))
+    if code is not None:
+        mounts["Mounts"].append(_bind(code, f"{FILES}/{CODE}"))
     return {
         "Image": stack.image,
         "Entrypoint": [INIT],

@@ -4,7 +4,7 @@ import resource
 from collections.abc import Mapping
 
 from runner.adapters.docker.config import FILES, OPEN_FILES, SECRETS_DIR, WORK, places
-from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS
+from runner.adapters.docker.files import CODE, OUTPUT, PAYLOAD, PROGRESS
 from runner.init.wire import Description
 from runner.job import OUTPUT_MAX, Attempt
 
@@ -60,6 +60,8 @@ def _contract(attempt: Attempt) -> dict[str, str]:
         named["JOB_PAYLOAD_FILE"] = f"{FILES}/{PAYLOAD}"
     if attempt.secrets:
         named["JOB_SECRETS_DIR"] = SECRETS_DIR
+    if job.code is not None:
+        named["JOB_CODE_DIR"] = f"{FILES}/{CODE}"
     if job.traceparent is not None:
         named["TRACEPARENT"] = job.traceparent
     return named

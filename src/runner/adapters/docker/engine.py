@@ -26,7 +26,7 @@ from runner.adapters.docker.sweep import Sweep
 from runner.errors import DeferredError, EngineError, EngineGone
 from runner.init.binary import init_binary
 from runner.job import Attempt, Limits, Stack, container_name
-from runner.ports import OnOutput
+from runner.ports import OnOutput, Packages
 
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -45,6 +45,7 @@ class _Launch:
     creation: asyncio.Task[str] | None = None
     attachment: Attachment | None = None
     uncertain: bool = False
+    code: Path | None = None
     disk: LoopDevice | None = None
 
     def let_go_of_disk(self) -> None:
@@ -67,6 +68,7 @@ class DockerEngine:
         nonces: Nonces,
         jobs: Path,
         scratch: ScratchDisks,
+        packages: Packages | None,
         start_parallelism: int,
     ) -> None:
         self.client = client
@@ -77,6 +79,7 @@ class DockerEngine:
         self._site = site
         self._nonces = nonces
         self._jobs = jobs
+        self._packages = packages
         self._starting = asyncio.Semaphore(start_parallelism)
         self._launches: dict[str, _Launch] = {}
         self._creations: set[asyncio.Task[str]] = set()
@@ -97,6 +100,16 @@ class DockerEngine:
             disposal = asyncio.create_task(self._dispose(name))
             self._disposals.add(disposal)
             disposal.add_done_callback(self._disposals.discard)
+
+    async def prepare(self, attempt: Attempt) -> None:
+        """Get the job's code; see `runner.ports.Engine`."""
+        job = attempt.plan.job
+        if job.code is None:
+            return
+        if self._packages is None:
+            raise AssertionError("an engine without packages was given a job with code")
+        launch = self._launches.setdefault(attempt.container_name, _Launch())
+        launch.code = await self._packages.hold(attempt.claim, job)
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
@@ -134,6 +147,7 @@ class DockerEngine:
                 await asyncio.sleep(TIME_LIMITS[Operation.CREATE].total_seconds())
                 await self._removal.remove(name)
             await self._remove_files(JobFolder(self._jobs / attempt.claim))
+            self._release(attempt.claim)
         finally:
             launch.let_go_of_disk()
             self._scratch.forget(name)
@@ -152,15 +166,17 @@ class DockerEngine:
 
     async def _prepare(self, name: str, stack: Stack, limits: Limits, folder: JobFolder) -> Sandbox:
         """A started container whose init waits for its job."""
-        launch = self._launches[name] = _Launch()
+        launch = self._launches.setdefault(name, _Launch())
         try:
             folder.create()
+            if launch.code is not None:
+                folder.make_place_for_code()
         except OSError as error:
             raise EngineError(f"the job's files cannot be made: {error}") from error
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
-        body = create_body(stack, limits, folder.path, self._site, scratch=disk)
+        body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.code)
         async with self._starting:
             launch.creation = self._own(asyncio.create_task(self._create(launch, name, body)))
             container = await asyncio.shield(launch.creation)
@@ -191,12 +207,18 @@ class DockerEngine:
         return container
 
     async def _dispose(self, name: str) -> None:
+        claim = name.removeprefix(container_name(self._site.worker, ""))
         try:
             await self._removal.remove(name)
-            await self._remove_files(JobFolder(self._jobs / name.removeprefix(container_name(self._site.worker, ""))))
+            await self._remove_files(JobFolder(self._jobs / claim))
+            self._release(claim)
         finally:
             self._scratch.forget(name)
             self._launches.pop(name, None)
+
+    def _release(self, claim: str) -> None:
+        if self._packages is not None:
+            self._packages.release(claim)
 
     async def _outcome(self, launch: _Launch) -> str | None:
         """The container's id once the engine has answered; None if it made none that we know of."""
@@ -228,9 +250,18 @@ class OpenEngine:
 
 @asynccontextmanager
 async def open_engine(
-    *, url: str, worker: str, state_dir: Path, observer: EngineObserver, start_parallelism: int | None = None
+    *,
+    url: str,
+    worker: str,
+    state_dir: Path,
+    observer: EngineObserver,
+    packages: Packages | None = None,
+    start_parallelism: int | None = None,
 ) -> AsyncIterator[OpenEngine]:
-    """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init."""
+    """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
+
+    Without `packages` it takes no jobs that bring code along.
+    """
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
     site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute())
@@ -247,6 +278,7 @@ async def open_engine(
             nonces=Nonces(state_dir / "secret"),
             jobs=jobs,
             scratch=scratch,
+            packages=packages,
             start_parallelism=parallel,
         )
         sweep = Sweep(

@@ -12,6 +12,7 @@ PAYLOAD = "payload"
 OUTPUT = "output"
 PROGRESS = "progress"
 SECRETS = "secrets"
+CODE = "code"
 
 
 class JobFolder:
@@ -35,6 +36,10 @@ class JobFolder:
         (self.path / SECRETS).chmod(0o700)
         for name in (OUTPUT, PROGRESS):
             self._write(name, b"", mode=0o666)
+
+    def make_place_for_code(self) -> None:
+        """Make the folder over which the job's code is mounted."""
+        (self.path / CODE).mkdir(mode=0o755)
 
     def write_payload(self, payload: bytes) -> None:
         """Put the job's payload where it can read it."""
