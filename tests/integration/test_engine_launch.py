@@ -13,7 +13,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
-from runner.adapters.docker.files import OUTPUT, PROGRESS
+from runner.adapters.docker.files import OUTPUT, PROGRESS, SECRETS
 from runner.job import OUTPUT_MAX, Bytes, Limits, Stack
 
 pytestmark = pytest.mark.engine
@@ -260,6 +260,6 @@ async def test_the_files_are_as_private_as_the_job(house: House) -> None:
         await house.launch(attempt)
         folder = house.state_dir / "jobs"
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert {path.name for path in (folder / attempt.claim).iterdir()} == {"payload", OUTPUT, PROGRESS}
+        assert {path.name for path in (folder / attempt.claim).iterdir()} == {"payload", OUTPUT, PROGRESS, SECRETS}
     finally:
         await house.engine.discard(attempt)

@@ -61,7 +61,8 @@ async def test_they_are_in_memory_and_bounded(house: House) -> None:
 
 
 async def test_a_job_without_any_has_an_empty_place_and_no_word_of_it(house: House) -> None:
-    assert await run(house, 'ls -A /job/secrets | wc -l; echo "${JOB_SECRETS_DIR-none}"', {}) == ["0", "none"]
+    script = 'stat -c %a /job/secrets; ls -A /job/secrets | wc -l; echo "${JOB_SECRETS_DIR-none}"'
+    assert await run(house, script, {}) == ["500", "0", "none"]
 
 
 async def test_the_most_that_a_job_may_have_fits(house: House) -> None:

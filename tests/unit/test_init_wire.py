@@ -181,10 +181,10 @@ def test_the_frame_byte_for_byte() -> None:
 
 
 def test_secrets_follow_their_folder() -> None:
-    plain, given = description(), description(secrets_folder="/s", secrets={"a": b"1\0\n", "b": b""})
-    items = b"\x08\x02\0\0\0/s" + b"\x09\x05\0\0\0a\x001\0\n" + b"\x09\x02\0\0\0b\0"
-    assert given.encode()[8:] == plain.encode()[8:] + items
-    assert description(secrets_folder="/s").encode() == plain.encode()
+    plain, folder = description().encode()[8:], b"\x08\x02\0\0\0/s"
+    given = description(secrets_folder="/s", secrets={"a": b"1\0\n", "b": b""})
+    assert given.encode()[8:] == plain + folder + b"\x09\x05\0\0\0a\x001\0\n" + b"\x09\x02\0\0\0b\0"
+    assert description(secrets_folder="/s").encode()[8:] == plain + folder
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,11 @@ def test_secrets_follow_their_folder() -> None:
         ({"timeout": timedelta(seconds=-1)}, "timeout"),
         ({"places": ("/",) * 9}, "places"),
         ({"rlimits": dict.fromkeys(range(17), 0)}, "rlimits"),
-        ({"secrets": {str(n): b"" for n in range(33)}}, "secrets"),
-        ({"secrets": {"a/b": b""}}, "secrets: 'a/b'"),
-        ({"secrets": {"": b""}}, "secrets: ''"),
-        ({"secrets": {"a\0b": b""}}, "secrets: has a NUL"),
+        ({"secrets_folder": "/s", "secrets": {str(n): b"" for n in range(33)}}, "secrets"),
+        ({"secrets_folder": "/s", "secrets": {"a/b": b""}}, "secrets: 'a/b'"),
+        ({"secrets_folder": "/s", "secrets": {"": b""}}, "secrets: ''"),
+        ({"secrets_folder": "/s", "secrets": {"a\0b": b""}}, "secrets: has a NUL"),
+        ({"secrets": {"a": b""}}, "secrets_folder"),
         ({"argv": ("x" * BODY_MAX,)}, "argv, env and secrets"),
         ({"env": {str(n): "x" * 100_000 for n in range(15)}}, "argv, env and secrets"),
     ],

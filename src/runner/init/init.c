@@ -403,10 +403,11 @@ static int write_secret(int folder, const char *name, const uint8_t *value, uint
     return done;
 }
 
-/* There is no process yet but us. A job that lacked one would fail in its own way, so that none is started. */
+/* There is no process yet but us. A job that lacked one would fail in its own way, so that none is started. Without
+ * any, the folder is closed all the same: it is no place to write to by chance. */
 static void write_secrets(void)
 {
-    if (job.secrets == 0)
+    if (!job.folder)
         return;
     int folder = (int)sys(NR_OPENAT, AT_FDCWD, (long)job.folder, O_CLOEXEC, 0, 0);
     int done = folder >= 0;

@@ -60,7 +60,7 @@ class Description:
     `JOB_DEADLINE`: stopping it is the daemon's work. `rlimits` maps the numbers of the module `resource` to soft and
     hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 bytes
     that nobody can guess; where the engine's log is to be read, they are text without a newline. `secrets` become
-    files, by name, in `secrets_folder`, which nobody but the job's user may enter.
+    files, by name, in `secrets_folder`, which then is closed to writing.
     """
 
     nonce: bytes
@@ -96,6 +96,11 @@ class Description:
             raise ValueError(f"rlimits: more than {RLIMITS_MAX}")
         if len(self.places) > PLACES_MAX:
             raise ValueError(f"places: more than {PLACES_MAX}")
+        self._check_secrets()
+
+    def _check_secrets(self) -> None:
+        if self.secrets and not self.secrets_folder:
+            raise ValueError("secrets_folder: empty")
         if len(self.secrets) > SECRETS_MAX:
             raise ValueError(f"secrets: more than {SECRETS_MAX}")
         for name in self.secrets:
@@ -111,7 +116,7 @@ class Description:
             (_TIMEOUT, _U64.pack(self.timeout // timedelta(milliseconds=1))),
             *((_RLIMIT, _LIMIT.pack(resource, value, value)) for resource, value in self.rlimits.items()),
             *((_PLACE, _text(f"places[{index}]", path)) for index, path in enumerate(self.places)),
-            *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets else []),
+            *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets_folder else []),
             *((_SECRET, _text("secrets", name) + b"\0" + value) for name, value in self.secrets.items()),
         ]
 
