@@ -9,6 +9,7 @@
     ├── ExpiredError       the job was not started in time; it is over
     ├── EngineError        the container engine failed us; the job is not to blame
     │   ├── EngineGone     the engine does not answer; wait for it
+    │   ├── EngineUnfit    the engine can start nothing at all now; the job was not touched, so pass it on
     │   ├── NeverStarted   there is nothing to adopt, and never was; start it
     │   └── ImageMissing   the engine lacks the image; pass the job on
     ├── HostError          this machine lacks something, or refuses it; its operator mends the machine; exit 1
@@ -64,6 +65,10 @@ class EngineError(RunnerError):
 
 class EngineGone(EngineError):
     """The engine cannot be reached, or did not answer in time."""
+
+
+class EngineUnfit(EngineError):
+    """The engine can start nothing now, whatever it is: its disk is full, or it is not there."""
 
 
 class NeverStarted(EngineError):

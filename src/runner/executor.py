@@ -7,13 +7,15 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from runner.errors import (
     DeferredError,
     EngineError,
+    EngineUnfit,
     ExpiredError,
     ImageMissing,
     JournalError,
@@ -55,6 +57,12 @@ _LAUNCHES = 3
 """Lives of the daemon that may start a job anew that none of them saw begin: it may be what ended them."""
 _KILL_AGAIN = 5.0
 """Seconds between two tries to kill, while the engine does not help."""
+_TERM_PATIENCE = 15.0
+"""Seconds that the engine may take to send SIGTERM."""
+_KILL_BUDGET = timedelta(seconds=60)
+_NEWS_IS_LATE = timedelta(seconds=1)
+"""A job that ended so long before its time-out was not ended by it, whatever clocks do."""
+_UNANSWERED = "the container engine has not answered until the job's time was over, and it may still run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +76,10 @@ class Stop:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """One attempt, from its plan to its result. `earlier` is what an earlier life of the daemon left of it, if any."""
+    """One attempt, from its plan to its result. `earlier` is what an earlier life of the daemon left of it, if any.
+
+    A job whose end cannot be brought about within `kill_budget` of the first SIGKILL is told of without it.
+    """
 
     attempt: Attempt
     claimed: datetime
@@ -79,14 +90,17 @@ class Run:
     timeline: Timeline
     now: Callable[[], datetime]
     earlier: OpenClaim | None = None
+    kill_budget: timedelta = _KILL_BUDGET
     _stop: Stop | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _stubborn: asyncio.Event = field(default_factory=asyncio.Event)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _bytes: int = 0
     _replayed: dict[Stream, int] = field(default_factory=dict)
     _started: datetime | None = None
     _ended: datetime | None = None
+    _own_end: datetime | None = None
     _log: JobLog = field(init=False)
     _logged: LogPosition = field(default_factory=LogPosition)
     _offered: deque[LogPosition] = field(default_factory=deque)
@@ -120,12 +134,12 @@ class Run:
     async def execute(self) -> JobResult:
         """Run the job to its end and say how it ended.
 
-        Raises `ImageMissing`, `DeferredError` or `RejectedError` for a job that is not to start here, or anywhere;
-        every other failure is a result.
+        Raises `ImageMissing`, `EngineUnfit`, `DeferredError` or `RejectedError` for a job that is not to start here,
+        or anywhere; every other failure is a result.
         """
         try:
             end = await self._run()
-        except ImageMissing:
+        except (ImageMissing, EngineUnfit):
             raise
         except ExpiredError as error:
             late = Verdict(outcome=Outcome.EXPIRED, reason=error.reason, blame=Blame.PLATFORM)
@@ -135,14 +149,20 @@ class Run:
             return await self._result(Verdict(outcome=Outcome.FAILED, reason=reason, blame=Blame.OPERATOR), Exit())
         except EngineError as error:
             end = Exit(lost=f"the container engine failed: {error}")
-        stop = self._stop or Stop(reason=StopReason.SHUTDOWN)
-        verdict = judge(self.attempt.plan, end, self._stop.reason if self._stop else None, stop.detail)
+        stop = None if self._ended_in_time() else self._stop
+        verdict = judge(self.attempt.plan, end, stop.reason if stop else None, stop.detail if stop else "")
         return await self._result(verdict, end)
+
+    def _ended_in_time(self) -> bool:
+        """Whether a job that seemed to exceed its time had ended before: the engine was away, and the news late."""
+        if self._stop is None or self._stop.reason is not StopReason.TIMEOUT or not (self._started and self._own_end):
+            return False
+        return self._own_end < self._started + self.attempt.plan.limits.timeout - _NEWS_IS_LATE
 
     async def _run(self) -> Exit:
         container = await (self._launch() if self.earlier is None else self._adopt(self.earlier))
         if container is None:
-            return Exit()
+            return Exit() if self.earlier is None else Exit(lost=_UNANSWERED, remains=_UNANSWERED)
         started = self._begun(container)
         try:
             return await self._see_through(container, started)
@@ -152,7 +172,10 @@ class Run:
     async def _see_through(self, container: Container, started: datetime) -> Exit:
         """Watch over a job that runs until it has ended."""
         async with asyncio.TaskGroup() as tasks:
+            ending = tasks.create_task(container.wait())
+            stubborn = tasks.create_task(self._stubborn.wait())
             watches = [
+                stubborn,
                 tasks.create_task(self._enforce(container, started)),
                 tasks.create_task(self._write_down(container, started)),
                 tasks.create_task(self._watch_progress(container)),
@@ -160,30 +183,22 @@ class Run:
                 tasks.create_task(self._note_log()),
             ]
             try:
-                end = await container.wait()
+                await asyncio.wait((ending, stubborn), return_when=asyncio.FIRST_COMPLETED)
+                self._own_end = container.ended
                 self._ended = container.ended or self.now()
-                return end
             finally:
-                for watch in watches:
+                for watch in (*watches, ending):
                     watch.cancel()
+        return ending.result() if not ending.cancelled() else self._resisted()
+
+    def _resisted(self) -> Exit:
+        """The end of a job that could not be killed."""
+        seconds = format_duration(self.kill_budget)
+        return Exit(remains=f"its container could not be ended within {seconds}, and what is in it may still run")
 
     async def _launch(self) -> Container | None:
         """The started container; None when the job was stopped before its process ran."""
-        async with asyncio.TaskGroup() as tasks:
-            stopping = tasks.create_task(self._stopping.wait())
-            launching = tasks.create_task(_outcome_of(self._start()))
-            try:
-                await asyncio.wait((launching, stopping), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                stopping.cancel()
-                if not launching.done():
-                    launching.cancel()
-        if launching.cancelled():
-            return None
-        launched = launching.result()
-        if isinstance(launched, Exception):
-            raise launched
-        return launched
+        return await self._made(self._start(), self._stopping.wait())
 
     async def _start(self) -> Container:
         """Get what the job needs, for as long as it may still start, and launch it."""
@@ -201,14 +216,48 @@ class Run:
         return await self.engine.launch(self.attempt, self._output)
 
     async def _adopt(self, earlier: OpenClaim) -> Container | None:
-        """The container that our earlier life started; a new one where that life ended before the job had begun."""
+        """The container that our earlier life started; a new one where that life ended before the job had begun.
+
+        None when the engine says nothing of it until the job's time is over.
+        """
         try:
-            return await self.engine.adopt(self.attempt, self._output)
+            return await self._made(self.engine.adopt(self.attempt, self._output), self._out_of_patience(earlier))
         except NeverStarted:
             if earlier.container is not None or earlier.lives >= _LAUNCHES:
                 raise
         await self.engine.discard(self.attempt)
         return await self._launch()
+
+    async def _made(
+        self, making: Coroutine[object, object, Container], giving_up: Coroutine[object, object, object]
+    ) -> Container | None:
+        """The container, unless giving up comes first. Raises what making it raises."""
+        async with asyncio.TaskGroup() as tasks:
+            given_up = tasks.create_task(giving_up)
+            made = tasks.create_task(_outcome_of(making))
+            try:
+                await asyncio.wait((made, given_up), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                given_up.cancel()
+                if not made.done():
+                    made.cancel()
+        if made.cancelled():
+            return None
+        outcome = made.result()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _out_of_patience(self, earlier: OpenClaim) -> None:
+        """Return when there is no more use in waiting for an engine that does not answer."""
+        limits = self.attempt.plan.limits
+        over = earlier.deadline or self.claimed + limits.timeout + limits.grace
+        try:
+            async with asyncio.timeout((over - self.now()).total_seconds()):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+        await asyncio.sleep(self.kill_budget.total_seconds())
 
     def _begun(self, container: Container) -> datetime:
         """Tell of the start, unless our earlier life has; when it was."""
@@ -237,6 +286,8 @@ class Run:
         await self.journal.started(self.attempt.claim, container.id, deadline)
 
     def _output(self, stream: Stream, data: bytes) -> None:
+        if self._stubborn.is_set():
+            return  # the last word on it has been said
         self._bytes += len(data)
         if (known := self._replayed.get(stream, 0)) > 0:
             # Our earlier life has offered this much; a cut at its end lets `_offer` tell what is new.
@@ -274,11 +325,24 @@ class Run:
         await self.journal.stopping(self.attempt.claim, stop.reason, stop.detail)
         self.timeline.tell(EventKind.STOPPING, stop=stop.reason)
         if not self._hurry.is_set():
-            await _although_engine_fails(container.terminate)
+            await self._terminate(container)
             await self._grace(limits.grace.total_seconds())
-        while True:
-            await _although_engine_fails(container.kill)
-            await asyncio.sleep(_KILL_AGAIN)
+        await self._kill(container)
+
+    async def _terminate(self, container: Container) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TERM_PATIENCE):
+                await _although_engine_fails(container.terminate)
+
+    async def _kill(self, container: Container) -> None:
+        """Kill the job again and again; what cannot be killed is left to whoever removes the container."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.kill_budget.total_seconds()):
+                while True:
+                    await _although_engine_fails(container.kill)
+                    await asyncio.sleep(_KILL_AGAIN)
+        log.warning("a job could not be ended", extra={"claim": self.attempt.claim, "container": container.id})
+        self._stubborn.set()
 
     async def _grace(self, grace: float) -> None:
         try:

@@ -369,14 +369,16 @@ class Exit:
     """What is known of a container's end.
 
     `code` and `signal` exclude each other. `exec_errno` is set when the job's command could not be executed. `lost`
-    says in a sentence what the platform did to the job, when it did. `complete` is true when both log streams were
-    proven to have arrived whole. `disk_full` tells of a place that was full, and `full_limit` is the limit to raise.
+    says in a sentence what the platform did to the job, when it did. `remains` says that we ended it and have not seen
+    its end. `complete` is true when both log streams were proven to have arrived whole. `disk_full` tells of a place
+    that was full, and `full_limit` is the limit to raise.
     """
 
     code: int | None = None
     signal: int | None = None
     exec_errno: int | None = None
     lost: str | None = None
+    remains: str | None = None
     oom_kills: int = 0
     disk_full: str | None = None
     full_limit: str = "limits.disk"

@@ -78,8 +78,9 @@ class Engine(Protocol):
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> Container:
         """Start the attempt's container and hand the job over to the init in it; return when its process was started.
 
-        Raises `StartError` when the engine refuses the configuration, `ImageMissing`, `EngineGone` or `EngineError`.
-        Whatever it raises, and when it is cancelled, `discard` has to follow.
+        Raises `StartError` when the engine refuses the configuration, `ImageMissing`, `EngineUnfit` when it starts
+        nothing at all now, `EngineGone` or `EngineError`. Whatever it raises, and when it is cancelled, `discard` has
+        to follow.
         """
 
     def keep(self, name: str) -> None:

@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from runner.errors import BrokerError, DeferredError, ImageMissing, RejectedError
+from runner.errors import BrokerError, DeferredError, EngineUnfit, ImageMissing, RejectedError
 from runner.executor import Run
 from runner.job import (
     Attempt,
@@ -27,6 +27,9 @@ from runner.units import format_duration
 from runner.workplace import Held, Workplace
 
 log = logging.getLogger(__name__)
+
+_UNFIT_FOR = timedelta(hours=1)
+"""How long a job is passed on from worker to worker whose engines start nothing, until that counts as a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,9 @@ class Tenure:
             outside.stacks.invalidate(run.attempt.plan.stack.name)
             await self._pass_on(str(error))
             return 0.0
+        except EngineUnfit as error:
+            await self._hand_back(str(error), run.attempt)
+            return 0.0
         except DeferredError as error:
             await self._pass_on(error.reason)
             return 0.0
@@ -141,6 +147,20 @@ class Tenure:
         if delay is None:
             await self._reject(self.place.rules.nobody(reason))
             return
+        await self._defer(reason, delay)
+
+    async def _hand_back(self, reason: str, attempt: Attempt) -> None:
+        """Let another worker try a job that the platform has not even begun with; that is nobody's failure for long."""
+        delay = deferral(self.lease.deferrals + 1, _UNFIT_FOR)
+        if delay is not None:
+            await self._defer(reason, delay)
+            return
+        verdict = Verdict(outcome=Outcome.LOST, reason=reason, blame=Blame.PLATFORM)
+        job, outside = self.held.job, self.place.outside
+        times = Times(published=job.published, claimed=self.timeline.claimed, ended=outside.now())
+        await self._conclude(JobResult(verdict=verdict, times=times), attempt)
+
+    async def _defer(self, reason: str, delay: timedelta) -> None:
         self.timeline.tell(EventKind.DEFERRED, reason=reason, delay=delay)
         await self.timeline.told()
         await self.lease.defer(delay)

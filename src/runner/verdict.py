@@ -41,7 +41,7 @@ def _stopped(plan: Plan, end: Exit, stop: StopReason, detail: str) -> Verdict:
     outcome, blame = _STOPPED[stop]
     return Verdict(
         outcome=outcome,
-        reason=_stop_sentence(plan, stop, detail),
+        reason="; ".join(filter(None, (_stop_sentence(plan, stop, detail), end.remains))),
         blame=blame,
         exit_code=end.code,
         signal=end.signal,

@@ -10,6 +10,7 @@ from typing import Any
 from tests.attempts import make_attempt
 from tests.engine_log import EngineLog
 
+from runner.adapters.docker.client import TIME_LIMITS, TimeLimits
 from runner.adapters.docker.config import LABEL_WORKER
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.engine import OpenEngine, open_engine
@@ -86,8 +87,10 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(url: str, worker: str, state_dir: Path, image: str) -> AsyncIterator[House]:
+async def open_house(
+    url: str, worker: str, state_dir: Path, image: str, *, limits: TimeLimits = TIME_LIMITS
+) -> AsyncIterator[House]:
     """An adapter for the engine at `url`."""
     log = EngineLog()
-    async with open_engine(url=url, worker=worker, state_dir=state_dir, observer=log) as opened:
+    async with open_engine(url=url, worker=worker, state_dir=state_dir, observer=log, limits=limits) as opened:
         yield House(opened, log, worker=worker, state_dir=state_dir, image=image)

@@ -252,6 +252,7 @@ async def test_check_has_a_line_for_everything(
         "topology",
         "engine",
         "cgroups",
+        "engine disk",
         "stack broken",
         "init",
         "state_dir",

@@ -15,7 +15,7 @@ from tests.integration.engine_house import open_house
 from tests.services import Endpoint
 
 from runner.adapters.docker.client import TIME_LIMITS, Deletion, EngineClient, Operation, Refused, open_client
-from runner.errors import ConfigError, EngineError, EngineGone, ImageMissing, RunnerError, StartError
+from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,9 +90,10 @@ Call = Callable[[EngineClient], Awaitable[object]]
         (create, 404, "no such network", Refused, "refused"),
         (create, 400, "invalid CPUs", StartError, "refused"),
         (create, 409, "Conflict. The name is in use", Refused, "refused"),
-        (create, 500, "no space left on device", Refused, "failed"),
+        (create, 500, "no space left on device", EngineUnfit, "failed"),
         (start, 400, "exec format error", StartError, "refused"),
         (start, 500, "cannot find bridge", Refused, "failed"),
+        (start, 400, "mkdir /run/c: no space left on device", EngineUnfit, "refused"),
         (signal, 409, "Container id is paused", Refused, None),
         (signal, 500, "no exit event", Refused, "failed"),
         (delete, 409, "cannot remove", Refused, None),

@@ -13,7 +13,7 @@ from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint, Engine, build_busybox
 
 from runner.adapters.docker.client import TIME_LIMITS, Operation
-from runner.errors import EngineGone
+from runner.errors import EngineGone, EngineUnfit
 
 pytestmark = pytest.mark.engine
 
@@ -132,9 +132,12 @@ async def test_a_launch_without_an_engine(tmp_path: Path, namespace: str, busybo
     url = f"unix://{tmp_path}/nothing.sock"
     async with open_house(url, namespace, tmp_path / "state", busybox_image) as house:
         attempt = house.attempt(*SLEEPS)
-        with pytest.raises(EngineGone):
+        with pytest.raises(EngineUnfit):
             await house.launch(attempt)
         assert house.log.failures["create", "connection"] == 1
+        async with asyncio.timeout(5):
+            await house.engine.discard(attempt)  # there is nothing of it, and no engine to ask
+        assert house.folders() == house.engine.names() == set()
         with pytest.raises(EngineGone):
             await house.sweep.once(grace=timedelta(0))
 

@@ -12,9 +12,10 @@ from tests.fake_engine import FakeContainer, Script
 from tests.fakes import NOW, Clock, Diary, FakeEvents, FakeLogSink, FakeObserver, NotingEngine, NotingJournal, until
 
 from runner import executor
-from runner.errors import DeferredError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
+from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, RejectedError, StartError
 from runner.executor import Run
 from runner.job import (
+    Attempt,
     Blame,
     Bytes,
     EventKind,
@@ -26,7 +27,7 @@ from runner.job import (
     StopReason,
     Stream,
 )
-from runner.ports import ClaimRecord, LogPosition, OpenClaim
+from runner.ports import ClaimRecord, LogPosition, OnOutput, OpenClaim
 from runner.timeline import Timeline
 
 ENDS = ("ends",)
@@ -60,6 +61,7 @@ class House:
         self.observer = FakeObserver()
         self.attempt = make_attempt(*command, claim="c1", limits=limits or Limits(grace=SHORT), stack=stack)
         self.earlier: OpenClaim | None = None
+        self.kill_budget = LONG
 
     def let_start_within(self, span: timedelta) -> None:
         plan = self.attempt.plan
@@ -105,6 +107,7 @@ class House:
                 timeline=timeline,
                 now=self.clock,
                 earlier=self.earlier,
+                kill_budget=self.kill_budget,
             )
             running = tasks.create_task(run.execute())
             yield run, running
@@ -323,6 +326,46 @@ async def test_a_signal_that_the_engine_does_not_send_is_sent_again(monkeypatch:
     assert running.result().verdict.outcome is Outcome.CANCELLED
 
 
+async def test_a_job_that_cannot_be_killed_is_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_KILL_AGAIN", 0.001)
+    house = House(*DEAF, limits=Limits(timeout=SHORT, grace=SHORT))
+    house.kill_budget = timedelta(milliseconds=20)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        tries = []
+
+        async def never() -> None:
+            tries.append("kill")
+            raise EngineGone("no answer")
+
+        house.container.kill = never  # type: ignore[method-assign]
+        house.container.emit(Stream.OUT, b"before\n")
+        await asyncio.wait({running})
+        house.container.emit(Stream.OUT, b"after\n")
+    assert len(tries) > 1
+    verdict = running.result().verdict
+    assert (verdict.outcome, verdict.exit_code, verdict.signal) == (Outcome.TIMED_OUT, None, None)
+    assert verdict.reason.endswith("could not be ended within 0.02s, and what is in it may still run")
+    assert house.logs.text("c1") == "before\n"
+    assert running.result().logs.complete is False
+    assert house.observer.attempts_ended == ["busybox"]
+
+
+async def test_a_term_that_the_engine_does_not_send_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_TERM_PATIENCE", 0.001)
+    house = House(*DEAF, limits=Limits(grace=SHORT))
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+
+        async def hangs() -> None:
+            await asyncio.Event().wait()
+
+        house.container.terminate = hangs  # type: ignore[method-assign]
+        run.stop(StopReason.CANCELLED)
+    assert house.engine.of["job-1"].signals == ["KILL"]
+    assert running.result().verdict.outcome is Outcome.CANCELLED
+
+
 async def test_a_job_that_ends_by_itself_after_its_term_was_still_stopped_by_us() -> None:
     house = House(*DEAF, limits=Limits(grace=LONG))
     async with house.run() as (run, running):
@@ -454,12 +497,13 @@ async def test_what_cannot_be_prepared_is_for_the_worker_to_see_to(error: Except
     assert caught.group_contains(type(error))
 
 
-async def test_a_missing_image_is_for_the_worker_to_see_to() -> None:
+@pytest.mark.parametrize("error", [ImageMissing("No such image"), EngineUnfit("its disk is full")])
+async def test_a_job_that_is_not_to_start_here_is_for_the_worker_to_see_to(error: EngineError) -> None:
     house = House("fails")
-    house.engine.scripts["fails",] = Script(error=ImageMissing("No such image"))
+    house.engine.scripts["fails",] = Script(error=error)
     with pytest.raises(ExceptionGroup) as caught:
         await house.result()
-    assert caught.group_contains(ImageMissing)
+    assert caught.group_contains(type(error))
 
 
 # Adoption
@@ -514,6 +558,40 @@ async def test_a_job_that_ended_in_time_has_not_timed_out_however_late_that_is_s
     result = await house.result()
     assert (result.verdict.outcome, result.times.ended) == (Outcome.SUCCEEDED, ended)
     assert house.stops() == []
+
+
+async def test_a_job_that_ended_in_time_has_not_timed_out_though_the_news_came_after_it() -> None:
+    house = House(*DEAF, limits=Limits(timeout=timedelta(seconds=2), grace=LONG))
+    house.clock.now = NOW + timedelta(seconds=2) - SHORT
+    async with house.run() as (_, running):
+        await until(house.stops)
+        house.container.ended = house.container.started + timedelta(milliseconds=500)
+        house.container.finish(Exit(code=0, complete=True))
+    assert running.result().verdict.outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_an_engine_that_says_nothing_of_an_earlier_lifes_job_is_not_waited_for_for_ever(*, stopped: bool) -> None:
+    house = House(*RUNS, limits=Limits(timeout=LONG, grace=SHORT))
+    await adopted(house)
+    house.kill_budget = SHORT
+    asked = asyncio.Event()
+
+    async def hangs(attempt: Attempt, on_output: OnOutput) -> FakeContainer:  # noqa: ARG001
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    house.engine.adopt = hangs  # type: ignore[method-assign]
+    if not stopped:
+        house.clock.now = NOW + LONG
+    async with house.run() as (run, running):
+        await asked.wait()
+        if stopped:
+            run.stop(StopReason.CANCELLED, "enough")
+    verdict = running.result().verdict
+    assert verdict.outcome is (Outcome.CANCELLED if stopped else Outcome.LOST)
+    assert "may still run" in verdict.reason
 
 
 async def test_the_deadline_on_record_holds_where_the_start_is_not_known() -> None:

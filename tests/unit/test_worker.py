@@ -30,7 +30,16 @@ from tests.fakes import (
 )
 
 from runner.capacity import NOTHING, Budget, Capacity, Claim
-from runner.errors import BrokerError, DeferredError, EngineError, EngineGone, ImageMissing, RejectedError, StartError
+from runner.errors import (
+    BrokerError,
+    DeferredError,
+    EngineError,
+    EngineGone,
+    EngineUnfit,
+    ImageMissing,
+    RejectedError,
+    StartError,
+)
 from runner.job import (
     Attempt,
     Blame,
@@ -429,6 +438,24 @@ async def test_a_job_that_nothing_can_be_prepared_for_is_passed_on_more_slowly_e
         delivery = house.put(make_job("a", command=RUNS), deferrals=3)
         await settled(delivery)
     assert (delivery.how, delivery.delay) == ("defer", timedelta(seconds=8))
+
+
+async def test_what_an_engine_cannot_even_begin_with_is_passed_on_and_costs_nothing() -> None:
+    house = House(scripts={RUNS: Script(error=EngineUnfit("the engine's disk is full"))})
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=RUNS))
+        await settled(delivery)
+    assert (delivery.how, delivery.delay) == ("defer", timedelta(seconds=1))
+    assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.DEFERRED]
+
+
+async def test_an_hour_of_that_counts_as_one_loss() -> None:
+    house = House(scripts={RUNS: Script(error=EngineUnfit("the engine's disk is full"))})
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=RUNS), deferrals=1000)
+        await settled(delivery)
+    assert (delivery.how, delivery.dead) == ("retry", None)
+    assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.RETRYING]
 
 
 async def test_a_job_is_not_passed_on_for_ever_from_its_lease() -> None:

@@ -9,13 +9,14 @@ from runner.adapters.amqp.connect import connect_once, server_version
 from runner.adapters.docker.client import EngineInfo, open_client
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
-from runner.app.disk import disk_of, free, shortage
+from runner.app.disk import disk_of, engine_is_here, free, shortage
 from runner.app.finding import Finding, Remedy
 from runner.app.secrets import look_at_secrets
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
 from runner.init.binary import init_binary
+from runner.job import Bytes
 from runner.settings import Settings
 from runner.stacks.catalog import Listed
 from runner.units import format_size
@@ -34,7 +35,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     yield _init()
     yield _state_dir(settings.worker.state_dir)
-    yield _disk(settings)
+    yield _disk("disk", settings.worker.state_dir, "worker.state_dir", settings.capacity.disk_free)
     for word, fault in look_at_secrets(settings):
         yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
     yield await _scratch(settings)
@@ -66,6 +67,8 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
             info = await client.info()
         yield _runtimes(settings, info)
         yield Finding(name="cgroups", detail=f"version {info.cgroup_version}")
+        if engine_is_here(settings.engine.url, info.root):
+            yield _disk("engine disk", info.root, f"the engine's folder, {info.root}", settings.capacity.disk_free)
         stacks = [_stack(listed) for listed in await list_stacks(settings)]
     except EngineError as error:
         yield Finding(name="engine", detail=f"{error}; is it up, and is engine.url right?", remedy=Remedy.SERVICE)
@@ -107,12 +110,11 @@ def _state_dir(folder: Path) -> Finding:
     return Finding(name="state_dir", detail=detail, remedy=Remedy.CONFIG)
 
 
-def _disk(settings: Settings) -> Finding:
-    disk = disk_of(settings.worker.state_dir)
-    detail = f"{format_size(free(disk))} free under worker.state_dir"
-    if lack := shortage(disk, settings.capacity.disk_free):
-        return Finding(name="disk", detail=f"{lack}: free some, or no job is taken", remedy=Remedy.MACHINE)
-    return Finding(name="disk", detail=detail)
+def _disk(name: str, folder: Path, where: str, reserve: Bytes) -> Finding:
+    disk = disk_of(folder)
+    if lack := shortage(disk, reserve):
+        return Finding(name=name, detail=f"under {where} {lack}: free some, or no job is taken", remedy=Remedy.MACHINE)
+    return Finding(name=name, detail=f"{format_size(free(disk))} free under {where}")
 
 
 async def _scratch(settings: Settings) -> Finding:

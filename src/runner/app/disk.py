@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runner.adapters.docker.engine import OpenEngine
 from runner.errors import EngineError
@@ -41,6 +42,15 @@ def shortage(disk: os.statvfs_result, reserve: Bytes) -> str | None:
     return None
 
 
+def engine_is_here(url: str, root: Path) -> bool:
+    """Whether the engine's own folder is one of this machine's, and may be looked at."""
+    try:
+        os.statvfs(root)
+    except OSError:
+        return False
+    return urlsplit(url).scheme == "unix"
+
+
 @dataclass(slots=True)
 class Disks:
     """The disks under `worker.state_dir` and, once `look_for_engine` has found it, under the engine's own folder."""
@@ -53,11 +63,13 @@ class Disks:
         """Learn where the engine keeps its containers; where we cannot see that, its disk is not watched."""
         try:
             root = (await self.house.client.info()).root
-            os.statvfs(root)
-        except (EngineError, OSError) as error:
+        except EngineError as error:
             log.warning("the engine's disk is not watched", extra={"problem": str(error)})
-        else:
+            return
+        if engine_is_here(self.settings.engine.url, root):
             self.engine_root = root
+        else:
+            log.info("the engine's disk is not on this machine, and is not watched")
 
     async def warn_of_scratch(self) -> None:
         """Say so where jobs may ask for scratch and none can be made; they are passed on."""

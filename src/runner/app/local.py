@@ -19,7 +19,7 @@ from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.app.packages import open_packages_of
 from runner.codec import Envelope, Notice, decode_job, encode_event, new_ordered_id, parse_route
-from runner.errors import ConfigError, DeferredError, ImageMissing, RejectedError
+from runner.errors import ConfigError, DeferredError, EngineUnfit, ImageMissing, RejectedError
 from runner.executor import Run
 from runner.job import (
     Attempt,
@@ -173,7 +173,7 @@ class Local:
         obeying = timeline.tasks.create_task(_obey(run, interrupts))
         try:
             return await run.execute()
-        except ImageMissing as error:
+        except (ImageMissing, EngineUnfit) as error:
             return _ended(plan.job, Verdict(outcome=Outcome.LOST, reason=str(error), blame=Blame.PLATFORM))
         except (RejectedError, DeferredError) as error:
             return _ended(plan.job, _refusal(error))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NoReturn
 
 from runner import __version__
@@ -199,6 +200,7 @@ class Daemon:
                     health.run(),
                     self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(worker),
+                    self.house.engine.fitness.run(partial(self._hinder, "start")),
                     self.debts.pay(self.broker.events.send, self.broker.heard),
                     self._abandon(self.broker, worker),
                     self._note_renewals(self.broker),
@@ -324,12 +326,16 @@ class Daemon:
 
     def _engine_changed(self, up: bool, why: str) -> None:  # noqa: FBT001 - the callback's form
         self.metrics.engine_up(up)
+        self._hinder("engine", None if up else f"the container engine does not answer: {why}")
+
+    def _hinder(self, who: str, why: str | None) -> None:
+        """Take no jobs while there is a reason not to."""
         if self.worker is None:
             return
-        if up:
-            self.worker.resume("engine")
+        if why is None:
+            self.worker.resume(who)
         else:
-            self.worker.pause("engine", f"the container engine does not answer: {why}")
+            self.worker.pause(who, why)
 
     def _rank(self, queue: QueueKey) -> float | None:
         """How much the tenants of a queue have had; None for one that runs as much as it may."""
@@ -385,10 +391,7 @@ class Daemon:
     async def _watch_disk(self, worker: Worker) -> NoReturn:
         """Take nothing while a disk is nearly full, and no more scratch than there is room for."""
         while True:
-            if problem := self.disks.problem():
-                worker.pause("disk", problem)
-            else:
-                worker.resume("disk")
+            self._hinder("disk", self.disks.problem())
             worker.resize(self.disks.room())
             await asyncio.sleep(_DISK_EVERY)
 

@@ -20,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 _PIPE = 64 * 1024
 """What a pipe holds for its reader, see pipe(7)."""
 _LONGEST_PAUSE = 5.0
+_TRIES = 8
+"""How often an answer may be wrong that an engine has just given after its start: some 20 seconds long."""
 
 
 async def adopt(
@@ -58,12 +60,17 @@ async def adopt(
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call until the engine answers it."""
-    pause = 0.1
+    """Make a call until the engine answers it. Answers that are errors are not believed at once."""
+    pause, tries = 0.1, 0
     while True:
         try:
             return await call()
-        except EngineGone as error:
+        except NeverStarted:
+            raise
+        except EngineError as error:
+            tries += not isinstance(error, EngineGone)
+            if tries >= _TRIES:
+                raise
             _LOG.warning("a container cannot be adopted yet", extra={"problem": str(error)})
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -1,6 +1,8 @@
 """The engine's HTTP API: every call has a time limit, and fails with an error of ours."""
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +23,7 @@ import aiohttp
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.frames import FrameParser
 from runner.adapters.docker.observer import EngineObserver
-from runner.errors import ConfigError, EngineError, EngineGone, ImageMissing, RunnerError, StartError
+from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
 from runner.job import Bytes
 
 T = TypeVar("T")
@@ -68,8 +70,13 @@ TIME_LIMITS: Mapping[Operation, timedelta] = {
 }
 """Sized for an engine under load: a start alone takes seconds when many go on at once."""
 
+TimeLimits = Mapping[Operation, timedelta]
+"""How long each call may take; has all of `Operation`."""
+
 _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 """What an answer raises that is broken JSON, or JSON of another shape than ours."""
+
+_NO_SPACE = os.strerror(errno.ENOSPC).lower()
 
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
@@ -119,7 +126,12 @@ class EngineUnreachable(EngineGone):
 class EngineClient:
     """What we ask of the engine. Methods raise `EngineGone`, or `EngineError` and its kin, and nothing else."""
 
-    def __init__(self, docker: aiodocker.Docker, pings: aiohttp.ClientSession, observer: EngineObserver) -> None:
+    def __init__(
+        self, docker: aiodocker.Docker, pings: aiohttp.ClientSession, observer: EngineObserver, limits: TimeLimits
+    ) -> None:
+        self.limits = limits
+        self.doubted = asyncio.Event()
+        """Set when a call other than a ping got no answer; whoever watches the engine clears it."""
         self._docker = docker
         self._pings = pings
         self._observer = observer
@@ -148,7 +160,7 @@ class EngineClient:
         """
         request = partial(self._open_log, container, follow=follow)
         response = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-        frames, pause = FrameParser(), None if follow else TIME_LIMITS[Operation.LOGS].total_seconds()
+        frames, pause = FrameParser(), None if follow else self.limits[Operation.LOGS].total_seconds()
         try:
             while True:
                 async with asyncio.timeout(pause):
@@ -181,7 +193,7 @@ class EngineClient:
     async def wait(self, container: str) -> bool:
         """Wait until it has ended or is gone, a minute at most; false when it has not. Only `inspect` has the truth."""
         try:
-            async with asyncio.timeout(TIME_LIMITS[Operation.WAIT].total_seconds()):
+            async with asyncio.timeout(self.limits[Operation.WAIT].total_seconds()):
                 wait = self._docker.containers.container(container).wait
                 await self._call(Operation.WAIT, wait, HTTPStatus.NOT_FOUND, limited=False)
         except TimeoutError:
@@ -297,16 +309,18 @@ class EngineClient:
     ) -> T:
         """Make a call. A refusal with an `expected` status is raised like any other, but is no failure to count."""
         began = time.monotonic()
-        limit = TIME_LIMITS[operation].total_seconds() if limited else None
+        limit = self.limits[operation].total_seconds() if limited else None
         try:
             async with asyncio.timeout(limit):
                 return await self._negotiated(request)
         except (aiodocker.DockerError, aiohttp.ClientError, OSError, *_NONSENSE) as error:
-            failure, kind = _translated(operation, error)
+            failure, kind = _translated(operation, error, self.limits[operation])
             if not (isinstance(failure, Refused) and failure.status in expected):
                 self._observer.call_failed(operation, kind)
             if isinstance(failure, EngineGone):
                 self._docker.api_version = "auto"  # another version of it may come back
+                if operation is not Operation.PING:
+                    self.doubted.set()
             raise failure from error
         finally:
             self._observer.call_done(operation, time.monotonic() - began)
@@ -323,7 +337,9 @@ class EngineClient:
 
 
 @asynccontextmanager
-async def open_client(url: str, observer: EngineObserver) -> AsyncIterator[EngineClient]:
+async def open_client(
+    url: str, observer: EngineObserver, limits: TimeLimits = TIME_LIMITS
+) -> AsyncIterator[EngineClient]:
     """A client for the engine at `unix://…`, `tcp://…` or `http://…`; the engine need not be there.
 
     Each job holds connections for as long as it lives, so their number is not limited. Pings have a connector of
@@ -334,7 +350,7 @@ async def open_client(url: str, observer: EngineObserver) -> AsyncIterator[Engin
     docker = aiodocker.Docker(url="http://localhost" if base is None else base, connector=kept)
     pings = aiohttp.ClientSession(base or "http://localhost", connector=fresh)
     try:
-        yield EngineClient(docker, pings, observer)
+        yield EngineClient(docker, pings, observer, limits)
     finally:
         await docker.close()
         await pings.close()
@@ -356,18 +372,18 @@ def _connector(url: str, *, reuse: bool) -> aiohttp.BaseConnector:
     raise ConfigError(f"engine.url is {url!r}; it must be unix:///path, tcp://host:port or http://host:port")
 
 
-def _translated(operation: Operation, error: Exception) -> tuple[RunnerError, FailureKind]:
+def _translated(operation: Operation, error: Exception, limit: timedelta) -> tuple[RunnerError, FailureKind]:
     match error:
         case TimeoutError():
-            seconds = TIME_LIMITS[operation].total_seconds()
-            return EngineGone(f"the engine did not answer {operation} within {seconds:.0f} s"), FailureKind.TIMEOUT
+            seconds = limit.total_seconds()
+            return EngineGone(f"the engine did not answer {operation} within {seconds:g} s"), FailureKind.TIMEOUT
         case aiodocker.DockerError() if error.status not in (0, _CANNOT_CONNECT):
             return _refusal(operation, error.status, error.message)
         case aiohttp.ClientResponseError():
             return EngineGone(f"{operation}: {error}"), FailureKind.FAILED
         case aiodocker.DockerError() | aiohttp.ClientError() | OSError():
-            asked = not isinstance(error.__context__ or error, aiohttp.ClientConnectorError)
-            kind = EngineGone if asked else EngineUnreachable
+            refused = any(isinstance(each, aiohttp.ClientConnectorError) for each in (error, error.__context__))
+            kind = EngineUnreachable if refused else EngineGone
             return kind(f"no connection to the engine for {operation}: {error}"), FailureKind.CONNECTION
         case _:
             return EngineError(f"the engine's answer to {operation} makes no sense: {error!r}"), FailureKind.GARBLED
@@ -376,6 +392,8 @@ def _translated(operation: Operation, error: Exception) -> tuple[RunnerError, Fa
 def _refusal(operation: Operation, status: int, message: str) -> tuple[RunnerError, FailureKind]:
     kind = FailureKind.FAILED if status >= HTTPStatus.INTERNAL_SERVER_ERROR else FailureKind.REFUSED
     starting = operation in (Operation.CREATE, Operation.START)
+    if starting and _NO_SPACE in message.lower():
+        return EngineUnfit(f"the engine's disk is full: {message}"), kind
     if operation is Operation.CREATE and status == HTTPStatus.NOT_FOUND and "No such image" in message:
         return ImageMissing(message), kind
     if starting and status == HTTPStatus.BAD_REQUEST and "client version" not in message:

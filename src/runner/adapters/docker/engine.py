@@ -1,21 +1,31 @@
 """Containers for jobs, made and unmade through the engine."""
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 from runner.adapters.docker.adoption import adopt
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
-from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnreachable, Operation, open_client
+from runner.adapters.docker.client import (
+    TIME_LIMITS,
+    EngineClient,
+    EngineUnreachable,
+    Operation,
+    TimeLimits,
+    open_client,
+)
 from runner.adapters.docker.config import Site, create_body
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.fitness import Fitness
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.nonces import Nonces
 from runner.adapters.docker.observer import EngineObserver
@@ -23,14 +33,19 @@ from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.docker.sweep import Sweep
-from runner.errors import DeferredError, EngineError, EngineGone
+from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, StartError
 from runner.init.binary import init_binary
-from runner.job import Attempt, Limits, Stack, container_name
+from runner.job import Attempt, Bytes, Limits, Stack, container_name
 from runner.ports import OnOutput, Packages
 
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FILES_PAUSE = 5.0
+_REMAKE_PATIENCE = 10.0
+"""Seconds for which a launch waits until a container is gone that it makes anew."""
+_FINAL = (EngineGone, EngineUnfit, ImageMissing)
+"""Failures that the same call would meet again, or that leave nobody to call."""
+_PROBE = Limits(memory=Bytes(32 * 2**20), disk=Bytes(2**20))
 
 
 @dataclass(slots=True)
@@ -40,8 +55,10 @@ class _Launch:
     `creation` is never cancelled: an engine that was asked makes the container whether or not we listen, and only
     the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
     `disk` is ours until the engine has mounted it, or there is nobody left who might.
+    `possible` is false while the engine was not asked for anything.
     """
 
+    possible: bool = False
     creation: asyncio.Task[str] | None = None
     attachment: Attachment | None = None
     uncertain: bool = False
@@ -72,6 +89,7 @@ class DockerEngine:
         start_parallelism: int,
     ) -> None:
         self.client = client
+        self.fitness = Fitness(self._probe)
         self._scratch = scratch
         self._removal = removal
         self._census = census
@@ -91,15 +109,13 @@ class DockerEngine:
 
     def keep(self, name: str) -> None:
         """A container of that name may be adopted; see `runner.ports.Engine`."""
-        self._launches.setdefault(name, _Launch())
+        self._launches.setdefault(name, _Launch(possible=True))
         self._census.appeared(name)
 
     def drop(self, name: str) -> None:
         """Nobody will adopt the container; see `runner.ports.Engine`."""
         if name in self._launches:
-            disposal = asyncio.create_task(self._dispose(name))
-            self._disposals.add(disposal)
-            disposal.add_done_callback(self._disposals.discard)
+            self._dispose(name.removeprefix(container_name(self._site.worker, "")))
 
     async def prepare(self, attempt: Attempt) -> None:
         """Get the job's code; see `runner.ports.Engine`."""
@@ -113,8 +129,18 @@ class DockerEngine:
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
-        name, plan, nonce = attempt.container_name, attempt.plan, self._nonces.of(attempt.claim)
-        sandbox = await self._prepare(name, plan.stack, plan.limits, JobFolder(self._jobs / attempt.claim))
+        plan, nonce = attempt.plan, self._nonces.of(attempt.claim)
+        self._launches.setdefault(attempt.container_name, _Launch())
+        self.fitness.check()
+        try:
+            sandbox = await self._prepare(attempt.claim, plan.stack, plan.limits)
+        except (StartError, ImageMissing):
+            raise
+        except EngineError as error:
+            if not isinstance(error.__cause__, EngineUnreachable):  # the pings see to that
+                self.fitness.failed(plan.stack, surely=isinstance(error, EngineUnfit))
+            raise
+        self.fitness.started()
         return await sandbox.run(attempt, nonce, on_output)
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
@@ -135,23 +161,7 @@ class DockerEngine:
 
     async def discard(self, attempt: Attempt) -> None:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
-        name = attempt.container_name
-        launch = self._launches.setdefault(name, _Launch())
-        try:
-            if launch.attachment is not None:
-                launch.attachment.close()
-                launch.attachment = None
-            container = await self._outcome(launch)
-            await self._removal.remove(name, container)
-            if launch.uncertain:
-                await asyncio.sleep(TIME_LIMITS[Operation.CREATE].total_seconds())
-                await self._removal.remove(name)
-            await self._remove_files(JobFolder(self._jobs / attempt.claim))
-            self._release(attempt.claim)
-        finally:
-            launch.let_go_of_disk()
-            self._scratch.forget(name)
-            del self._launches[name]
+        await self._undo(attempt.claim)
 
     async def close(self) -> None:
         """Let go of all connections; what was not discarded is left to the next sweep."""
@@ -164,24 +174,58 @@ class DockerEngine:
             task.cancel()
         await asyncio.gather(*owned, return_exceptions=True)
 
-    async def _prepare(self, name: str, stack: Stack, limits: Limits, folder: JobFolder) -> Sandbox:
+    async def _undo(self, claim: str) -> None:
+        """Return when nothing is left of what was made for the claim, if anything was."""
+        name = container_name(self._site.worker, claim)
+        launch = self._launches.setdefault(name, _Launch(possible=True))
+        try:
+            if launch.attachment is not None:
+                launch.attachment.close()
+                launch.attachment = None
+            container = await self._outcome(launch)
+            if launch.possible:
+                await self._removal.remove(name, container)
+            if launch.uncertain:
+                await asyncio.sleep(self.client.limits[Operation.CREATE].total_seconds())
+                await self._removal.remove(name)
+            await self._remove_files(JobFolder(self._jobs / claim))
+            self._release(claim)
+        finally:
+            launch.let_go_of_disk()
+            self._scratch.forget(name)
+            self._launches.pop(name, None)
+
+    def _dispose(self, claim: str) -> None:
+        """The same, without anybody's waiting for it."""
+        disposal = asyncio.create_task(self._undo(claim))
+        self._disposals.add(disposal)
+        disposal.add_done_callback(self._disposals.discard)
+
+    async def _probe(self, stack: Stack) -> None:
+        """Start a container for nobody. Raises what a launch would."""
+        claim = f"probe-{token_hex(8)}"
+        try:
+            await self._prepare(claim, stack, _PROBE)
+        finally:
+            self._dispose(claim)
+
+    async def _prepare(self, claim: str, stack: Stack, limits: Limits) -> Sandbox:
         """A started container whose init waits for its job."""
+        name, folder = container_name(self._site.worker, claim), JobFolder(self._jobs / claim)
         launch = self._launches.setdefault(name, _Launch())
         try:
             folder.create()
             if launch.code is not None:
                 folder.make_place_for_code()
         except OSError as error:
-            raise EngineError(f"the job's files cannot be made: {error}") from error
+            kind = EngineUnfit if error.errno == errno.ENOSPC else EngineError
+            raise kind(f"the job's files cannot be made: {error}") from error
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
         body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.code)
         async with self._starting:
-            launch.creation = self._own(asyncio.create_task(self._create(launch, name, body)))
-            container = await asyncio.shield(launch.creation)
-            launch.attachment = attachment = await self.client.attach(container)
-            await self.client.start(container)
+            container, attachment = await self._started(launch, name, body)
         launch.let_go_of_disk()
         return Sandbox(self.client, container, attachment, folder)
 
@@ -191,6 +235,34 @@ class DockerEngine:
         except OSError as error:
             raise DeferredError(f"its scratch disk cannot be made on this worker: {error}") from error
 
+    async def _started(self, launch: _Launch, name: str, body: dict[str, object]) -> tuple[str, Attachment]:
+        """Make a container and start it; once more from the beginning where the engine fails for no good reason.
+
+        Not the start alone: a container that could not be started has lost its streams.
+        """
+        try:
+            return await self._made_and_started(launch, name, body)
+        except _FINAL:
+            raise
+        except EngineError as error:
+            _LOG.warning("a container could not be started; it is made anew", extra={"problem": str(error)})
+            failed = error
+        if launch.attachment is not None:
+            launch.attachment.close()
+        try:
+            async with asyncio.timeout(_REMAKE_PATIENCE):
+                await self._removal.remove(name, await self._outcome(launch))
+        except TimeoutError:
+            raise failed from None
+        return await self._made_and_started(launch, name, body)
+
+    async def _made_and_started(self, launch: _Launch, name: str, body: dict[str, object]) -> tuple[str, Attachment]:
+        launch.creation = self._own(asyncio.create_task(self._create(launch, name, body)))
+        container = await asyncio.shield(launch.creation)
+        launch.attachment = attachment = await self.client.attach(container)
+        await self.client.start(container)
+        return container, attachment
+
     def _own(self, creation: asyncio.Task[str]) -> asyncio.Task[str]:
         self._creations.add(creation)
         creation.add_done_callback(self._creations.discard)
@@ -198,23 +270,17 @@ class DockerEngine:
         return creation
 
     async def _create(self, launch: _Launch, name: str, body: dict[str, object]) -> str:
+        launch.possible = True
         try:
             container = await self.client.create(name, body)
-        except EngineGone as error:
-            launch.uncertain = not isinstance(error, EngineUnreachable)
+        except EngineUnreachable as error:
+            launch.possible = False
+            raise EngineUnfit(str(error)) from error
+        except EngineGone:
+            launch.uncertain = True
             raise
         self._census.appeared(name)
         return container
-
-    async def _dispose(self, name: str) -> None:
-        claim = name.removeprefix(container_name(self._site.worker, ""))
-        try:
-            await self._removal.remove(name)
-            await self._remove_files(JobFolder(self._jobs / claim))
-            self._release(claim)
-        finally:
-            self._scratch.forget(name)
-            self._launches.pop(name, None)
 
     def _release(self, claim: str) -> None:
         if self._packages is not None:
@@ -257,6 +323,7 @@ async def open_engine(
     observer: EngineObserver,
     packages: Packages | None = None,
     start_parallelism: int | None = None,
+    limits: TimeLimits = TIME_LIMITS,
 ) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
 
@@ -265,7 +332,7 @@ async def open_engine(
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
     site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute())
-    async with open_client(url, observer) as client:
+    async with open_client(url, observer, limits) as client:
         census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)
         scratch = ScratchDisks(state_dir.absolute())

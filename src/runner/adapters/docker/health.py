@@ -3,22 +3,24 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from runner.adapters.docker.client import EngineClient
+from runner.adapters.docker.client import EngineClient, EngineUnreachable
 from runner.errors import EngineError
 
 log = logging.getLogger(__name__)
 
 _EVERY = 5.0
+_SOON = 1.0
 _MISSES = 3
-"""How many pings in a row have to fail before an engine that worked counts as gone."""
+"""How many pings in a row have to stay without an answer before an engine that worked counts as gone."""
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineHealth:
-    """Pings the engine and tells of every change."""
+    """Pings the engine and tells of every change. Looks at once when any other call got no answer."""
 
     client: EngineClient
     changed: Callable[[bool, str], None]
@@ -29,14 +31,21 @@ class EngineHealth:
         """Ping until cancelled."""
         while True:
             await self.look()
-            await asyncio.sleep(_EVERY if self.up else 1.0)
+            if self._misses:
+                await asyncio.sleep(_SOON)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY):
+                    await self.client.doubted.wait()
 
     async def look(self) -> None:
         """Ping once."""
+        self.client.doubted.clear()
         try:
             await self.client.ping()
         except EngineError as error:
-            self._misses += 1
+            # Nobody listens: that is certain. One that is merely slow gets another chance.
+            self._misses = _MISSES if isinstance(error, EngineUnreachable) else self._misses + 1
             if self._misses >= _MISSES:
                 self._set(up=False, why=str(error))
             return

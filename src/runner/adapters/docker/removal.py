@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import Deletion, EngineClient
@@ -13,13 +14,17 @@ _LOG = logging.getLogger(__name__)
 _POLL = 0.2
 _LONGEST_PAUSE = 60.0
 _STUBBORN_AT_ONCE = 2
+_IN_PROGRESS_FOR = 5.0
+"""Seconds until the engine's word that it is at work on a removal is put to the test by another request."""
+_PATIENCE = 2.0
+"""Seconds for which a call keeps its place: what takes longer hangs, and costs the engine nothing."""
 
 
 class Removal:
     """Deletes containers, a few at a time.
 
-    A container that cannot be removed (its shim hangs, a mount is held) blocks each call for a minute. So whatever
-    failed once waits in a line of its own, and never holds up the others.
+    A container that cannot be removed (its shim hangs, a mount is held) blocks each call for a minute. So a call that
+    hangs gives its place to the next one, and whatever failed once waits in a line of its own.
     """
 
     def __init__(self, client: EngineClient, census: Census, observer: EngineObserver, *, at_once: int) -> None:
@@ -38,7 +43,7 @@ class Removal:
         found, line = False, self._first
         for pause in _pauses():
             try:
-                async with line:
+                async with _place_in(line):
                     deletions = [await self._client.delete(target) for target in targets]
                     found = found or any(deletion is not Deletion.ABSENT for deletion in deletions)
                     if await self._absent(targets, patient=Deletion.IN_PROGRESS in deletions):
@@ -56,15 +61,28 @@ class Removal:
         return found
 
     async def _absent(self, targets: list[str], *, patient: bool) -> bool:
-        """Whether the engine has none of them. `patient`: it is at work on it, for a minute at most."""
+        """Whether the engine has none of them. `patient`: it says that it is at work on it."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (_LONGEST_PAUSE if patient else 0)
+        deadline = loop.time() + (_IN_PROGRESS_FOR if patient else 0)
         while True:
             if not [target for target in targets if await self._client.inspect(target) is not None]:
                 return True
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(_POLL)
+
+
+@asynccontextmanager
+async def _place_in(line: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a place, and hold it for as long as this takes or patience lasts."""
+    await line.acquire()
+    with ExitStack() as place:
+        place.callback(line.release)
+        leaving = asyncio.get_running_loop().call_later(_PATIENCE, place.close)
+        try:
+            yield
+        finally:
+            leaving.cancel()
 
 
 def _pauses() -> Iterator[float]:
