@@ -18,6 +18,7 @@ from runner.errors import EngineGone, EngineUnfit
 pytestmark = pytest.mark.engine
 
 SLEEPS = ("sh", "-c", "echo up; exec sleep 1000")
+HANDLES_TERM = ("sh", "-c", "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.1; done")
 IGNORES_TERM = ("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done")
 
 
@@ -56,17 +57,22 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_an_engine_that_is_shut_down_loses_its_jobs(tmp_path: Path, namespace: str) -> None:
-    """With a job that takes SIGTERM the init still reports; with one that does not, the engine kills the init."""
+    """With a job that takes SIGTERM the init still reports; with one that does not, the engine kills the init.
+
+    One that handles it ends as it likes.
+    """
     async with own_engine(tmp_path, namespace) as (engine, house):
-        attempts = [house.attempt(*SLEEPS), house.attempt(*IGNORES_TERM)]
-        containers = [await house.launch(attempt) for attempt in attempts]
+        attempts = [house.attempt(*command) for command in (SLEEPS, IGNORES_TERM, HANDLES_TERM)]
+        containers = []
+        for attempt in attempts:
+            containers.append(await house.launch(attempt))
+            await house.heard(b"up")
         waits = [asyncio.create_task(container.wait()) for container in containers]
-        await house.heard(b"up")
         await engine.restart()
         async with asyncio.timeout(60):
             ends = await asyncio.gather(*waits)
-        assert [end.lost for end in ends] == ["the engine stopped, and the job with it"] * 2
-        assert [(end.code, end.signal) for end in ends] == [(None, None)] * 2
+        assert [end.lost for end in ends] == ["the engine stopped, and the job with it"] * 3
+        assert [(end.code, end.signal) for end in ends] == [(None, None)] * 3
         for attempt in attempts:
             await house.engine.discard(attempt)
         assert await house.names() == set()
@@ -173,6 +179,18 @@ async def test_a_first_process_killed_from_outside_is_a_signal_and_no_loss(house
     async with asyncio.timeout(20):
         end = await waiting
     assert (end.signal, end.lost, end.complete, bytes(house.out)) == (9, None, False, b"up\n")
+    await house.engine.discard(attempt)
+
+
+async def test_a_job_that_somebody_stops_while_the_engine_stays_up_ended_as_it_did(house: House) -> None:
+    attempt = house.attempt(*HANDLES_TERM)
+    container = await house.launch(attempt)
+    waiting = asyncio.create_task(container.wait())
+    await house.heard(b"up")
+    await house.client.signal(container.id, signal.SIGTERM)
+    async with asyncio.timeout(20):
+        end = await waiting
+    assert (end.code, end.lost, bytes(house.out)) == (0, None, b"up\nsaved\n")
     await house.engine.discard(attempt)
 
 

@@ -466,6 +466,47 @@ os._exit(9)
     assert (end.told.status, end.code) == (9 << 8, 9)
 
 
+def test_a_sigterm_from_outside_is_told_whatever_the_job_makes_of_it(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(sh("trap 'exit 0' TERM; echo up; while :; do sleep 0.01; done")))
+        init.read_until(b"up\n")
+        before = datetime.now(UTC)
+        init.signal(signal.SIGTERM)
+        told = init.finish().told
+    assert told.status == 0
+    assert told.told_to_end is not None
+    assert before - timedelta(milliseconds=1) <= told.told_to_end <= told.ended
+
+
+def test_no_other_signal_counts_as_one(binary: Path) -> None:
+    with Pid1(binary) as init:
+        init.start(describe(sh("trap 'exit 0' HUP; echo up; while :; do sleep 0.01; done")))
+        init.read_until(b"up\n")
+        init.signal(signal.SIGHUP)
+        assert init.finish().told.told_to_end is None
+
+
+# A siginfo that names no sender is refused with a code of the kernel's own, and any other is told by its code.
+PRETENDS = """
+import ctypes, os, signal, struct
+signal.signal(15, lambda *_: None)
+os.kill(1, 15)
+signal.sigtimedwait([], 0.05)
+libc = ctypes.CDLL(None)
+for code in (0, 0x80, -1, -6):
+    info = struct.pack("<iiiiii", 15, 0, code, 0, 0, 0).ljust(128, b"\\0")
+    libc.syscall({number}, 1, 15, info)
+    signal.sigtimedwait([], 0.05)
+os._exit(0)
+"""
+
+
+def test_a_job_cannot_pretend_that_somebody_outside_told_it_to_end(binary: Path) -> None:
+    number = {"x86_64": 129, "aarch64": 138}[platform.machine()]
+    end = run(binary, describe(python(PRETENDS.format(number=number))))
+    assert (end.told.status, end.told.told_to_end) == (0, None)
+
+
 def test_the_kill_signal_ends_everything_and_is_reported(binary: Path) -> None:
     with Pid1(binary) as init:
         init.start(describe(sh(f"trap '' TERM HUP; {ORPHAN.format('sleep 60; sleep 60')} echo up; sleep 60; sleep 60")))

@@ -1,6 +1,6 @@
 """How a container's end is read from what the init or the engine says."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -135,3 +135,22 @@ def test_what_was_full(places: tuple[Place, ...], sentence: str | None) -> None:
 def test_a_real_disk_is_full_when_a_large_write_no_longer_fits(scratch: Place, sentence: str | None) -> None:
     full = ending.full_place((place("/work"), scratch), DISK)
     assert full == (None if sentence is None else ending.Full(sentence, "limits.scratch"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "end", "stopped"),
+    [
+        (0.5, Exit(code=0), True),
+        (10, Exit(code=3), True),
+        (3600, Exit(code=0), False),
+        (None, Exit(code=0), False),
+        (None, Exit(signal=15), True),
+        (0.5, Exit(code=1, oom_kills=1), False),
+    ],
+)
+def test_a_job_that_was_told_to_end_may_have_been_stopped_however_it_ended(
+    seconds: float | None, end: Exit, *, stopped: bool
+) -> None:
+    ended = report().ended
+    told = None if seconds is None else ended - timedelta(seconds=seconds)
+    assert ending.stopped_from_outside(end, report(told_to_end=told)) is stopped

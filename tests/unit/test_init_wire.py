@@ -36,9 +36,11 @@ def start_record() -> bytes:
     return START + struct.pack("<Q", nanoseconds(STARTED)).hex().encode() + b"\n"
 
 
-def end_record(*, status: int = 0, exec_errno: int = 0, counters: tuple[int, int, int] = (1, 2, 3)) -> bytes:
+def end_record(
+    *, status: int = 0, exec_errno: int = 0, counters: tuple[int, int, int] = (1, 2, 3), told: bytes = bytes(8)
+) -> bytes:
     body = struct.pack("<iiQQQQI", status, exec_errno, nanoseconds(ENDED), *counters, 1)
-    body += struct.pack("<QQQQ", 4096, 1024, 10, 3)
+    body += struct.pack("<QQQQ", 4096, 1024, 10, 3) + told
     return END + (struct.pack("<I", len(body)) + body).hex().encode() + b"\n"
 
 
@@ -110,6 +112,15 @@ def test_output_is_handed_on_at_once_unless_a_nonce_may_have_begun() -> None:
     assert scanner.feed_stdout(b"a < b <en") == b"a < b "
     assert scanner.feed_stdout(b"d>\n") == b"<end>\n"
     assert scanner.feed_stderr(b"x" + START) == b"x" + START
+
+
+@pytest.mark.parametrize(
+    ("told", "moment"), [(struct.pack("<Q", nanoseconds(ENDED)), ENDED), (bytes(8), None), (b"", None)]
+)
+def test_a_sigterm_from_outside_is_told_by_an_init_that_knows_of_it(told: bytes, moment: datetime | None) -> None:
+    scanner, _, _ = scan([start_record(), end_record(told=told)], [last_words()])
+    assert scanner.report is not None
+    assert (scanner.report.told_to_end, scanner.report.places[0].path) == (moment, "/work")
 
 
 @pytest.mark.parametrize("cut", range(1, len(end_record())))

@@ -520,10 +520,19 @@ static uint64_t bit(int signal)
     return 1ULL << (signal - 1);
 }
 
-/* Signals stay blocked and are taken one by one, so that nothing here is ever interrupted. 0 or less: none came. */
+struct signal_info { int32_t signal, error, code, padding, pid; uint8_t rest[108]; };
+
+static uint64_t told_to_end; /* when SIGTERM came from outside the container, the last time; 0: never */
+
+/* Signals stay blocked and are taken one by one, so that nothing here is ever interrupted. 0 or less: none came.
+   A sender outside the namespace has the pid 0 here, which kill(2) lets nobody pretend: a made-up code is negative. */
 static long take_signal(uint64_t set, const struct timespec *timeout)
 {
-    return sys(NR_RT_SIGTIMEDWAIT, (long)&set, 0, (long)timeout, sizeof set, 0);
+    struct signal_info info;
+    long signal = sys(NR_RT_SIGTIMEDWAIT, (long)&set, (long)&info, (long)timeout, sizeof set, 0);
+    if (signal == SIGTERM && info.code == 0 && info.pid == 0)
+        told_to_end = now(CLOCK_REALTIME);
+    return signal;
 }
 
 static long reap(int *status)
@@ -586,6 +595,7 @@ static struct __attribute__((packed)) {
     uint64_t ended_ns, cpu_ns, memory_peak, oom_kills;
     uint32_t places;
     struct { uint64_t bytes, bytes_free, inodes, inodes_free; } place[PLACES_MAX];
+    uint64_t room; /* for what stands behind the places, however few they are */
 } report;
 
 /* The engine's log keeps only text as it was, and only whole lines at once: so a record is text, and ends its line. */
@@ -621,6 +631,8 @@ static void measure_places(void)
 static void write_report(void)
 {
     size_t size = offsetof(__typeof__(report), place) + job.places * sizeof report.place[0];
+    memcpy((uint8_t *)&report + size, &told_to_end, sizeof told_to_end);
+    size += sizeof told_to_end;
     report.length = (uint32_t)(size - offsetof(__typeof__(report), status));
     write_record(1, job.end_nonce, &report, size);
     write_record(2, job.end_nonce, 0, 0);

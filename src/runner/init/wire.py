@@ -18,6 +18,7 @@ nothing but text as it was, and text that lacks its newline only later, or never
 
     body:  i32 wait status  i32 exec errno  u64 end, realtime ns  u64 cpu ns  u64 peak of memory  u64 OOM kills
            u32 places, then for each: u64 bytes  u64 bytes free  u64 inodes  u64 inodes free
+           u64 the last SIGTERM from outside, realtime ns, 0 for none
 """
 
 import struct
@@ -139,7 +140,7 @@ class Report:
     `status` is what wait(2) gave (see `os.waitstatus_to_exitcode`), -1 when the program was never executed: then
     `exec_errno` says why. CPU time and OOM kills count from when the description had been read; the peak of memory is
     that of the container's whole life. None: the container's cgroup could not tell. A place that could not be measured
-    is left out.
+    is left out. `told_to_end` is when the init had its last SIGTERM from outside the container, from whomever.
     """
 
     status: int
@@ -149,6 +150,7 @@ class Report:
     memory_peak_bytes: int | None
     oom_kills: int | None
     places: tuple[Place, ...]
+    told_to_end: datetime | None = None
 
 
 class OutputScanner:
@@ -300,10 +302,15 @@ def _known(value: int) -> int | None:
 
 
 def _report(body: bytes, paths: tuple[str, ...]) -> Report | None:
-    if len(body) != _BODY.size + len(paths) * _FILL.size:
+    measured = _BODY.size + len(paths) * _FILL.size
+    if len(body) not in (
+        measured,
+        measured + _U64.size,
+    ):  # the shorter one is that of an older init, adopted with its job
         return None
+    told_to_end = int.from_bytes(body[measured:], "little")
     status, exec_errno, ended, cpu_ns, memory_peak, oom_kills, _count = _BODY.unpack_from(body)
-    fills = zip(paths, _FILL.iter_unpack(body[_BODY.size :]), strict=True)
+    fills = zip(paths, _FILL.iter_unpack(body[_BODY.size : measured]), strict=True)
     places = (
         Place(path=path, bytes_total=total, bytes_free=free, inodes_total=inodes, inodes_free=inodes_free)
         for path, (total, free, inodes, inodes_free) in fills
@@ -317,4 +324,5 @@ def _report(body: bytes, paths: tuple[str, ...]) -> Report | None:
         memory_peak_bytes=_known(memory_peak),
         oom_kills=_known(oom_kills),
         places=tuple(places),
+        told_to_end=_time(told_to_end) if told_to_end else None,
     )

@@ -251,7 +251,7 @@ class DockerContainer:
         end = ending.reported(report, disk=self._limits.disk, output=self._folder.output(), complete=self._complete)
         if report.oom_kills is None and end.code != 0:
             end = replace(end, oom_kills=await self._engine_saw_oom())
-        return await self._held(end)
+        return await self._held(end, report)
 
     async def _judged(self, state: Mapping[str, Any]) -> Exit:
         end = ending.inspected(state, output=self._folder.output())
@@ -274,9 +274,9 @@ class DockerContainer:
             return 0
         return 1 if state is not None and state.get("OOMKilled") else 0
 
-    async def _held(self, end: Exit) -> Exit:
+    async def _held(self, end: Exit, report: Report | None = None) -> Exit:
         """Watch the engine for a moment if it may have ended the job: before it goes down, it stops all containers."""
-        if self._signalled or not ending.stopped_from_outside(end):
+        if self._signalled or not ending.stopped_from_outside(end, report):
             return end
         if self._unwatched:
             return _lost(end)

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from runner.adapters.docker.config import SCRATCH
@@ -15,6 +16,8 @@ _HIGHEST_SIGNAL = 64
 _MEBIBYTE = 2**20
 _NEVER_EXECUTED = -1
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGKILL})
+_SOON = timedelta(seconds=30)
+"""An engine that stops kills what still runs some 10 s after its SIGTERM."""
 _NEARLY = 32
 _MOST_LEFT = 4 * _MEBIBYTE
 """A real disk is full for a write that is larger than what is left: up to a 32nd of it, and to this much."""
@@ -63,11 +66,15 @@ def over(state: Mapping[str, Any]) -> bool:
     return state.get("Status") in ("exited", "dead") and not never
 
 
-def stopped_from_outside(end: Exit) -> bool:
-    """Whether a job ended the way that one ends when the engine stops, and nothing else explains it."""
+def stopped_from_outside(end: Exit, report: Report | None = None) -> bool:
+    """Whether a job ended the way that one ends when the engine stops, and nothing else explains it.
+
+    One that handles SIGTERM ends as it likes; only the init knows that it had one from outside shortly before.
+    """
     by_signal = end.signal in _STOPPING
     by_code = end.code is not None and end.code - SIGNAL_BASE in _STOPPING
-    return (by_signal or by_code) and not end.oom_kills
+    was_told = report is not None and report.told_to_end is not None and report.ended - report.told_to_end < _SOON
+    return (by_signal or by_code or was_told) and not end.oom_kills
 
 
 def full_place(places: Sequence[Place], disk: Bytes) -> Full | None:
