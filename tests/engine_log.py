@@ -15,6 +15,7 @@ class EngineLog:
         self.orphans = 0
         self.cleanups_failed = 0
         self.unaccounted = 0
+        self.warm: dict[str, int] = {}
 
     @property
     def living(self) -> int:
@@ -38,6 +39,9 @@ class EngineLog:
 
     def containers_unaccounted(self, count: int) -> None:
         self.unaccounted = count
+
+    def warm_containers(self, stack: str, count: int) -> None:
+        self.warm[stack] = count
 
     def orphan_removed(self) -> None:
         self.orphans += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from runner.errors import NeverStarted
-from runner.job import Attempt, Exit, Stream
+from runner.job import Attempt, Exit, Plan, Stream
 from runner.ports import OnOutput
 
 STARTED = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)
@@ -43,6 +43,7 @@ class FakeContainer:
     def __init__(self, name: str, script: Script, on_output: OnOutput, started: datetime) -> None:
         self.id = hashlib.sha256(name.encode()).hexdigest()
         self.name = name
+        self.warm = False
         self.started = started
         self.ended: datetime | None = None
         self.told = script.progress
@@ -102,12 +103,17 @@ class FakeEngine:
         self.launched: list[str] = []
         self.discarded: list[str] = []
         self.kept: set[str] = set()
+        self.expected: dict[str, Plan] = {}
 
     def keep(self, name: str) -> None:
         self.kept.add(name)
 
     def drop(self, name: str) -> None:
         self.kept.discard(name)
+        self.expected.pop(name, None)
+
+    def expect(self, name: str, plan: Plan) -> None:
+        self.expected[name] = plan
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
         container = self.live.get(attempt.container_name)
@@ -130,6 +136,7 @@ class FakeEngine:
         name = attempt.container_name
         script = self.scripts.get(attempt.plan.command, self.default)
         self.launched.append(name)
+        self.expected.pop(name, None)
         container = self.live[name] = FakeContainer(name, script, on_output, self.started)
         await asyncio.sleep(0)
         if script.error is not None:

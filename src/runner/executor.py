@@ -271,11 +271,11 @@ class Run:
             return started
         self.timeline.started = started
         seconds = (started - self.claimed).total_seconds()
-        self.observer.job_started(plan, warm=False, seconds=max(0.0, seconds))
+        self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
         self.timeline.tell(
             EventKind.STARTED,
             container=container.id,
-            warm=False,
+            warm=container.warm,
             deadline=started + plan.limits.timeout,
         )
         return started

@@ -19,6 +19,7 @@ from runner.job import (
     Plan,
     Times,
     Verdict,
+    container_name,
 )
 from runner.plan import check_request, make_plan
 from runner.ports import Delivery, Lease, OpenClaim, Phases
@@ -302,12 +303,18 @@ class Handling:
         return max(0.0, (job.start_by - self.place.outside.now()).total_seconds())
 
     async def _claim_and_run(self, held: Held, plan: Plan) -> None:
-        claimed = self.place.outside.now()
-        lease = self.lease = await self.delivery.claim(held.claim)
-        held.claimed = True
-        self.timeline.attempt, self.timeline.claimed = lease.number, claimed
-        tenure = Tenure(place=self.place, held=held, lease=lease, timeline=self.timeline)
-        await tenure.begin(plan, claimed, self.delivery.run)
+        claimed, engine = self.place.outside.now(), self.place.outside.engine
+        name = container_name(self.place.rules.name, held.claim)
+        engine.expect(name, plan)
+        try:
+            lease = self.lease = await self.delivery.claim(held.claim)
+            held.claimed = True
+            self.timeline.attempt, self.timeline.claimed = lease.number, claimed
+            tenure = Tenure(place=self.place, held=held, lease=lease, timeline=self.timeline)
+            await tenure.begin(plan, claimed, self.delivery.run)
+        finally:
+            if held.run is None:
+                engine.drop(name)  # it did not come to a start
 
     async def recover(self) -> None:
         """After a fault of ours, let the job be run again, anywhere; `max_lost` and the poison count end it."""

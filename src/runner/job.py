@@ -356,6 +356,11 @@ def container_name(worker: str, claim: str) -> str:
     return f"runner-{worker}-{claim}"
 
 
+def warm_name(worker: str, number: int | str) -> str:
+    """The name of a container that waits for a job; a job's name follows as soon as it has one."""
+    return f"warm-{worker}-{number}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What a job used; None where nothing can tell."""

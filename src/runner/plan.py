@@ -82,12 +82,18 @@ def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
     command = job.command if job.command is not None else stack.command
     if not command:
         raise RejectedError(f"command: stack {stack.name} has no command of its own, so the job has to name one")
-    limits = job.limits.over(stack.limits.over(policy.default))
-    _check_maxima(limits, policy.maximum)
-    _check_minima(limits)
+    limits = limits_of(stack, policy, job.limits)
     _check_machine(limits, policy)
     secrets = policy.secrets(job.route.tenant, stack)
     return Plan(job=job, stack=stack, command=command, limits=limits, secrets=secrets)
+
+
+def limits_of(stack: Stack, policy: Policy, request: LimitsRequest) -> Limits:
+    """The limits of a job of that stack which asks for these. Raises `RejectedError` naming the field."""
+    limits = request.over(stack.limits.over(policy.default))
+    _check_maxima(limits, policy.maximum)
+    _check_minima(limits)
+    return limits
 
 
 def _check_maxima(limits: Limits | LimitsRequest, maximum: LimitsRequest) -> None:

@@ -45,6 +45,10 @@ class Container(Protocol):
         """The engine's full id."""
 
     @property
+    def warm(self) -> bool:
+        """Whether it was there before the job."""
+
+    @property
     def started(self) -> datetime:
         """When the job's own process was started (UTC, by the init's clock)."""
 
@@ -68,6 +72,12 @@ class Container(Protocol):
 class Engine(Protocol):
     """Runs containers and removes them."""
 
+    def expect(self, name: str, plan: Plan) -> None:
+        """A job of that plan is about to be launched under that name: begin what can be begun before it is ours.
+
+        `launch` has to follow, or `drop`.
+        """
+
     async def prepare(self, attempt: Attempt) -> None:
         """Get what the attempt needs from elsewhere: the job's code. It may take long, and comes before `launch`.
 
@@ -87,7 +97,7 @@ class Engine(Protocol):
         """A container of that name may be adopted: sweeps leave it alone."""
 
     def drop(self, name: str) -> None:
-        """Nobody will adopt the container: remove it, without anybody's waiting for it."""
+        """Nobody will adopt or launch the container: remove it, if there is one, without anybody's waiting for it."""
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> Container:
         """The container that an earlier life launched for the attempt, with all of its output from the beginning.

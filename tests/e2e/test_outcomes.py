@@ -10,7 +10,7 @@ import aiodocker
 import pytest
 from tests.e2e.conftest import OpenSite
 from tests.e2e.daemon import Daemon
-from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
+from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -348,17 +348,29 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-async def ended(at: OpenSite, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Followed]]:
-    """All jobs of the table, by cause, once they are over and nothing is left of them."""
-    folder = tmp_path_factory.mktemp("outcomes")
-    async with at(folder) as site, site.daemon(worker__max_lost="0") as daemon:
+@pytest.fixture(scope="module", params=["cold", "warm"])
+async def ended(
+    at: OpenSite, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[dict[str, Followed]]:
+    """All jobs of the table, by cause, once they are over and nothing is left of them.
+
+    Once in containers of their own making, once in such as waited for them: the table is the same.
+    """
+    folder, warm = tmp_path_factory.mktemp("outcomes"), request.param == "warm"
+    async with (
+        at(folder) as site,
+        site.daemon(worker__max_lost="0", warm__enabled=str(warm).lower()) as daemon,
+    ):
+        if warm:
+            site.keep_warm(STACK, AT_ONCE)
         await daemon.ready()
         async with open_submitter(site.broker, site.ns) as acme:
             gate = asyncio.Semaphore(AT_ONCE)
             jobs = await asyncio.gather(*(_run(row, daemon, acme, gate) for row in ROWS))
             await daemon.clean()
             assert await acme.purge("dead") == sum(row.outcome == "rejected" for row in ROWS)
+            started = [job for job in jobs if "started" in job.kinds]
+            assert any([(await job.event("started"))["warm"] for job in started]) is warm
             yield {row.cause: job for row, job in zip(ROWS, jobs, strict=True)}
         await daemon.stop()
 

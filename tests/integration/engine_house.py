@@ -88,9 +88,17 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    url: str, worker: str, state_dir: Path, image: str, *, limits: TimeLimits = TIME_LIMITS
+    url: str,
+    worker: str,
+    state_dir: Path,
+    image: str,
+    *,
+    limits: TimeLimits = TIME_LIMITS,
+    warm_memory: int = 0,
 ) -> AsyncIterator[House]:
     """An adapter for the engine at `url`."""
     log = EngineLog()
-    async with open_engine(url=url, worker=worker, state_dir=state_dir, observer=log, limits=limits) as opened:
+    async with open_engine(
+        url=url, worker=worker, state_dir=state_dir, observer=log, limits=limits, warm_memory=warm_memory
+    ) as opened:
         yield House(opened, log, worker=worker, state_dir=state_dir, image=image)

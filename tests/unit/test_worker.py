@@ -432,6 +432,31 @@ async def test_a_job_whose_image_is_gone_is_passed_on_from_its_lease() -> None:
     assert house.observer.deferrals == 1
 
 
+async def test_a_container_may_be_chosen_while_the_job_is_being_claimed() -> None:
+    house = House()
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        delivery.claimable.clear()
+        await until(lambda: house.engine.expected)
+        assert house.engine.launched == []
+        delivery.claimable.set()
+        await settled(delivery)
+    assert house.engine.expected == {}
+    assert house.events.outcome("a") is Outcome.SUCCEEDED
+
+
+async def test_what_was_expected_is_given_up_when_the_claim_fails() -> None:
+    house = House()
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        delivery.claimable.clear()
+        await until(lambda: house.engine.expected)
+        delivery.gone = True
+        delivery.claimable.set()
+        await until(lambda: not house.engine.expected)
+    assert house.engine.launched == []
+
+
 async def test_a_job_that_nothing_can_be_prepared_for_is_passed_on_more_slowly_each_time() -> None:
     house = House(scripts={RUNS: Script(error=DeferredError("its code cannot be fetched"))})
     async with at_work(house):

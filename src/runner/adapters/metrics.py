@@ -151,6 +151,10 @@ class Metrics:
         """So many containers are too many or too few; 0 when all is well."""
         self._containers_unaccounted.set(count)
 
+    def warm_containers(self, stack: str, count: int) -> None:
+        """So many containers of a stack wait for a job."""
+        self._warm_containers.labels(stack).set(count)
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
         self._orphans_removed.inc()
@@ -234,7 +238,7 @@ class Metrics:
         )
         self._orphans_removed = self._counter("orphans_removed", "Containers removed that no job owned")
         self._cleanup_failures = self._counter("cleanup_failures", "Failed tries to remove a container or its files")
-        self._gauge("warm_containers", "Containers that wait for a job", "stack")
+        self._warm_containers = self._gauge("warm_containers", "Containers that wait for a job", "stack")
         self._engine_seconds = self._histogram(
             "engine_seconds", "How long calls to the container engine took", _CALL_BUCKETS, "operation"
         )

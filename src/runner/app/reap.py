@@ -14,6 +14,7 @@ from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.app.local import clear_killed
 from runner.errors import EngineGone
+from runner.job import warm_name
 from runner.ports import OpenClaim
 from runner.settings import Settings
 
@@ -84,7 +85,8 @@ async def _wanted(settings: Settings, found: Sequence[Listed], *, serves: bool) 
         claims = await journal.open_claims()
         if serves:
             ended = await journal.ended_lately(_CLEANED_UP)
-            return ended.union(claim.record.container_name for claim in claims)
+            waiting = {one.name for one in found if one.name.startswith(warm_name(settings.worker.name, ""))}
+            return ended.union(waiting, (claim.record.container_name for claim in claims))
         renewed = await journal.renewed()
     running = {container.name for container in found if container.running}
     return frozenset(

@@ -30,6 +30,7 @@ from runner.app.packages import open_packages_of
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
 from runner.app.stacks import open_catalog
+from runner.app.warm import StandingOrders
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import new_ordered_id
 from runner.errors import ConfigError, JournalError
@@ -48,6 +49,8 @@ _DISK_EVERY = 5.0
 _LOOK_AGAIN = 0.2
 _HURRY_MOST = 30.0
 """Seconds that jobs have to be settled after the second signal, in case that the broker is away."""
+_REMOVE_WARM = 20.0
+"""Seconds that the removal of containers which waited for jobs may take at the end."""
 _LONGEST_RENEWAL = timedelta(seconds=30)
 
 
@@ -77,6 +80,7 @@ async def serve(settings: Settings) -> None:
                 observer=metrics,
                 packages=packages,
                 start_parallelism=settings.engine.start_parallelism,
+                warm_memory=settings.warm_memory,
             )
         )
         daemon = Daemon(
@@ -201,6 +205,7 @@ class Daemon:
                     self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(worker),
                     self.house.engine.fitness.run(partial(self._hinder, "start")),
+                    self._keep_warm(worker),
                     self.debts.pay(self.broker.events.send, self.broker.heard),
                     self._abandon(self.broker, worker),
                     self._note_renewals(self.broker),
@@ -212,6 +217,21 @@ class Daemon:
             await worker.run()
             for chore in chores:
                 chore.cancel()
+        await self._remove_warm()
+
+    async def _keep_warm(self, worker: Worker) -> None:
+        """Have containers wait for jobs, unless the operator wants none."""
+        if self.settings.warm.enabled:
+            orders = StandingOrders(catalog=self.catalog, policy=policy_of(self.settings), taking=lambda: worker.taking)
+            await self.house.engine.warm.run(orders)
+
+    async def _remove_warm(self) -> None:
+        """What still waits goes with us; what the engine does not remove now, the next life's sweep does."""
+        try:
+            async with asyncio.timeout(_REMOVE_WARM):
+                await self.house.engine.dropped()
+        except TimeoutError:
+            log.warning("containers that waited for jobs are left to the next sweep")
 
     async def _leave(self, stop: "Stop", manager: ServiceManager, worker: Worker) -> None:
         """The first signal drains; the second one ends the jobs at once."""
@@ -312,6 +332,7 @@ class Daemon:
             "free": _free(worker) if worker else {},
             "capped": [name for name in settings.tenants if self.fairness.full(name)],
             "unaccounted": self.house.audit.unaccounted,
+            "warm": dict(self.house.engine.warm.counts()),
         }
 
     def _state(self) -> str:

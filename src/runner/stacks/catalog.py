@@ -113,6 +113,20 @@ class Catalog:
         """All stacks, each with what it is now or its fault. Raises `EngineGone` or `EngineError`."""
         return [await self._listed(name) for name in self.installed()]
 
+    async def kept_warm(self) -> Sequence[tuple[Stack, int]]:
+        """The stacks that can be used and of which containers are to wait for jobs, with how many.
+
+        Raises `EngineGone` or `EngineError`.
+        """
+        found = []
+        for name in self.installed():
+            try:
+                if (count := self._file(name).warm) > 0:
+                    found.append((await self._resolve(name), count))
+            except ConfigError:
+                continue  # a job that names it is told
+        return found
+
     async def _listed(self, name: str) -> Listed:
         self.invalidate(name)
         try:

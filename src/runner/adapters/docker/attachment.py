@@ -40,6 +40,11 @@ class Attachment:
         if self._ended:
             on_end()
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come, nor can be sent."""
+        return self._ended
+
     def send(self, data: bytes) -> None:
         """Give the container all of its input. What it does not read waits in the transport, at no one's cost."""
         if not self._transport.is_closing():

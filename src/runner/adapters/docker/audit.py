@@ -8,7 +8,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Audit:
-    """Compares, while this worker has no job, what was counted with what the engine lists. Both have to be nothing.
+    """Compares, while this worker has no job, what was counted with what the engine lists.
+
+    Both have to be nothing but the containers that wait for a job.
 
     Only what two such looks in a row find counts: a container may be on its way while the engine is asked.
     """
@@ -24,15 +26,15 @@ class Audit:
         """How many containers, at least, are one too many or too few; what the last two looks found."""
         return self._told[0]
 
-    def look(self, *, idle: bool, listed: frozenset[str]) -> None:
-        """Judge the engine's list of this worker's containers.
+    def look(self, *, idle: bool, listed: frozenset[str], waiting: int = 0) -> None:
+        """Judge the engine's list of this worker's containers, without those `waiting` for a job, which are counted.
 
         `idle`: there was no job, and nothing of one, when the list was asked for and when it came. Otherwise nothing
         can be told, and the last judgement stands.
         """
         if not idle:
             return
-        counted = self._observer.containers_counted()
+        counted = self._observer.containers_counted() - waiting
         lasting = listed & self._listed
         skew = min(abs(counted), abs(self._counted)) if counted * self._counted > 0 else 0
         self._listed, self._counted = listed, counted

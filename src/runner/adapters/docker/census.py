@@ -16,6 +16,12 @@ class Census:
             self._living.add(name)
             self._observer.container_created()
 
+    def renamed(self, before: str, name: str) -> None:
+        """A container that was counted goes by another name now."""
+        if before in self._living:
+            self._living.remove(before)
+            self._living.add(name)
+
     def gone(self, name: str) -> None:
         """The engine has no container of that name any more. Nothing to count if there never was one."""
         if name in self._living:

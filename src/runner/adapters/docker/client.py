@@ -40,6 +40,8 @@ class Operation(StrEnum):
     ATTACH = "attach"
     LOGS = "logs"
     START = "start"
+    UPDATE = "update"
+    RENAME = "rename"
     KILL = "kill"
     WAIT = "wait"
     DELETE = "delete"
@@ -64,6 +66,8 @@ TIME_LIMITS: Mapping[Operation, timedelta] = {
     Operation.ATTACH: timedelta(seconds=10),
     Operation.LOGS: timedelta(seconds=10),
     Operation.START: timedelta(seconds=120),
+    Operation.UPDATE: timedelta(seconds=10),
+    Operation.RENAME: timedelta(seconds=10),
     Operation.KILL: timedelta(seconds=20),
     Operation.WAIT: timedelta(seconds=60),
     Operation.DELETE: timedelta(seconds=60),
@@ -177,6 +181,19 @@ class EngineClient:
     async def start(self, container: str) -> None:
         """Start it; done already when it runs. Raises `StartError` as well."""
         await self._call(Operation.START, self._docker.containers.container(container).start)
+
+    async def update(self, container: str, resources: Mapping[str, Any]) -> None:
+        """Change its limits while it runs. Memory and swap have to be named together."""
+        await self._call(
+            Operation.UPDATE,
+            lambda: self._docker._query_json(  # noqa: SLF001 - the library has no method for it
+                f"containers/{container}/update", method="POST", data=dict(resources)
+            ),
+        )
+
+    async def rename(self, container: str, name: str) -> None:
+        """Give it another name, whether or not it runs."""
+        await self._call(Operation.RENAME, lambda: self._docker.containers.container(container).rename(name))
 
     async def signal(self, container: str, signal: int) -> None:
         """Send a signal to its first process; done already when it has ended."""

@@ -53,7 +53,9 @@ class DockerContainer:
         limits: Limits,
         nonce: bytes,
         on_output: OnOutput,
+        warm: bool = False,
     ) -> None:
+        self.warm = warm
         self._client = client
         self._id = container
         self._folder = folder

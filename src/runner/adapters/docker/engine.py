@@ -4,11 +4,12 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
+from typing import Any, TypeVar
 
 from runner.adapters.docker.adoption import adopt
 from runner.adapters.docker.attachment import Attachment
@@ -24,7 +25,7 @@ from runner.adapters.docker.client import (
 )
 from runner.adapters.docker.config import Site, create_body
 from runner.adapters.docker.container import DockerContainer
-from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.files import JobFolder, container_of, folder_of
 from runner.adapters.docker.fitness import Fitness
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.nonces import Nonces
@@ -33,10 +34,13 @@ from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.docker.sweep import Sweep
+from runner.adapters.docker.warm import Kind, WarmPool
 from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, StartError
 from runner.init.binary import init_binary
-from runner.job import Attempt, Bytes, Limits, Stack, container_name
+from runner.job import Attempt, Bytes, Limits, Plan, Stack
 from runner.ports import OnOutput, Packages
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -56,6 +60,7 @@ class _Launch:
     the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
     `disk` is ours until the engine has mounted it, or there is nobody left who might.
     `possible` is false while the engine was not asked for anything.
+    `becoming` gives a container that was warm its job's name; until then it may have its `former` one.
     """
 
     possible: bool = False
@@ -64,6 +69,8 @@ class _Launch:
     uncertain: bool = False
     code: Path | None = None
     disk: LoopDevice | None = None
+    becoming: asyncio.Task[Sandbox] | None = None
+    former: str | None = None
 
     def let_go_of_disk(self) -> None:
         if self.disk is not None:
@@ -87,6 +94,7 @@ class DockerEngine:
         scratch: ScratchDisks,
         packages: Packages | None,
         start_parallelism: int,
+        warm_memory: int,
     ) -> None:
         self.client = client
         self.fitness = Fitness(self._probe)
@@ -100,8 +108,11 @@ class DockerEngine:
         self._packages = packages
         self._starting = asyncio.Semaphore(start_parallelism)
         self._launches: dict[str, _Launch] = {}
-        self._creations: set[asyncio.Task[str]] = set()
+        self._creations: set[asyncio.Task[Any]] = set()
         self._disposals: set[asyncio.Task[None]] = set()
+        self.warm = WarmPool(
+            make=self._make_ready, drop=self.drop, observer=observer, site=site, memory=Bytes(warm_memory)
+        )
 
     def names(self) -> frozenset[str]:
         """The containers that a launch has begun to make and no discard has finished with."""
@@ -115,7 +126,25 @@ class DockerEngine:
     def drop(self, name: str) -> None:
         """Nobody will adopt the container; see `runner.ports.Engine`."""
         if name in self._launches:
-            self._dispose(name.removeprefix(container_name(self._site.worker, "")))
+            self._dispose(folder_of(name, self._site.worker))
+
+    async def dropped(self) -> None:
+        """Return when everything that was dropped is gone."""
+        while self._disposals:
+            await asyncio.wait(self._disposals)
+
+    def expect(self, name: str, plan: Plan) -> None:
+        """Give a warm container its job's name, if there is one that fits; see `runner.ports.Engine`."""
+        if plan.limits.scratch or plan.job.code is not None:
+            return  # what has to be mounted has to be so before the container starts
+        warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self._site))
+        if warm is None:
+            return
+        launch = self._launches[name] = self._launches[warm.name]
+        launch.former = warm.name
+        self._census.renamed(warm.name, name)
+        resources = None if warm.kind.resources == kind.resources else kind.resources
+        launch.becoming = self._own(asyncio.create_task(self._become(warm.sandbox, name, resources)))
 
     async def prepare(self, attempt: Attempt) -> None:
         """Get the job's code; see `runner.ports.Engine`."""
@@ -130,6 +159,8 @@ class DockerEngine:
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
         plan, nonce = attempt.plan, self._nonces.of(attempt.claim)
+        if (waited := await self._expected(attempt)) is not None:
+            return await waited.run(attempt, nonce, on_output, warm=True)
         self._launches.setdefault(attempt.container_name, _Launch())
         self.fitness.check()
         try:
@@ -141,7 +172,7 @@ class DockerEngine:
                 self.fitness.failed(plan.stack, surely=isinstance(error, EngineUnfit))
             raise
         self.fitness.started()
-        return await sandbox.run(attempt, nonce, on_output)
+        return await sandbox.run(attempt, nonce, on_output, warm=False)
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """The container that an earlier life launched for the attempt; see `runner.ports.Engine`.
@@ -174,14 +205,43 @@ class DockerEngine:
             task.cancel()
         await asyncio.gather(*owned, return_exceptions=True)
 
+    async def _expected(self, attempt: Attempt) -> Sandbox | None:
+        """The container that waited and is the attempt's now; None where there is none, or it is of no use."""
+        launch = self._launches.get(attempt.container_name)
+        if launch is None or launch.becoming is None:
+            return None
+        try:
+            sandbox = await asyncio.shield(launch.becoming)
+            if sandbox.alive:
+                return sandbox
+            problem = "it ended"
+        except EngineError as error:
+            problem = str(error)
+        _LOG.warning("a container that waited is of no use", extra={"container": launch.former, "problem": problem})
+        await self._undo(attempt.claim)
+        return None
+
+    async def _become(self, sandbox: Sandbox, name: str, resources: Mapping[str, Any] | None) -> Sandbox:
+        try:
+            sandbox.folder.move(self._jobs / folder_of(name, self._site.worker))
+        except OSError as error:
+            raise EngineError(f"the job's files cannot be made: {error}") from error
+        await sandbox.become(name, resources)
+        return sandbox
+
+    async def _make_ready(self, name: str, stack: Stack, limits: Limits) -> Sandbox:
+        return await self._prepare(folder_of(name, self._site.worker), stack, limits)
+
     async def _undo(self, claim: str) -> None:
-        """Return when nothing is left of what was made for the claim, if anything was."""
-        name = container_name(self._site.worker, claim)
+        """Return when nothing is left of what was made for the claim, or to wait for one, if anything was."""
+        name = container_of(claim, self._site.worker)
         launch = self._launches.setdefault(name, _Launch(possible=True))
         try:
             if launch.attachment is not None:
                 launch.attachment.close()
                 launch.attachment = None
+            if launch.becoming is not None:
+                await asyncio.wait({launch.becoming})
             container = await self._outcome(launch)
             if launch.possible:
                 await self._removal.remove(name, container)
@@ -194,6 +254,7 @@ class DockerEngine:
             launch.let_go_of_disk()
             self._scratch.forget(name)
             self._launches.pop(name, None)
+            self._launches.pop(launch.former or name, None)
 
     def _dispose(self, claim: str) -> None:
         """The same, without anybody's waiting for it."""
@@ -211,7 +272,7 @@ class DockerEngine:
 
     async def _prepare(self, claim: str, stack: Stack, limits: Limits) -> Sandbox:
         """A started container whose init waits for its job."""
-        name, folder = container_name(self._site.worker, claim), JobFolder(self._jobs / claim)
+        name, folder = container_of(claim, self._site.worker), JobFolder(self._jobs / claim)
         launch = self._launches.setdefault(name, _Launch())
         try:
             folder.create()
@@ -263,7 +324,7 @@ class DockerEngine:
         await self.client.start(container)
         return container, attachment
 
-    def _own(self, creation: asyncio.Task[str]) -> asyncio.Task[str]:
+    def _own(self, creation: asyncio.Task[T]) -> asyncio.Task[T]:
         self._creations.add(creation)
         creation.add_done_callback(self._creations.discard)
         creation.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
@@ -323,6 +384,7 @@ async def open_engine(
     observer: EngineObserver,
     packages: Packages | None = None,
     start_parallelism: int | None = None,
+    warm_memory: int = 0,
     limits: TimeLimits = TIME_LIMITS,
 ) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
@@ -347,6 +409,7 @@ async def open_engine(
             scratch=scratch,
             packages=packages,
             start_parallelism=parallel,
+            warm_memory=warm_memory,
         )
         sweep = Sweep(
             client=client,
@@ -356,6 +419,7 @@ async def open_engine(
             worker=worker,
             jobs=jobs,
             known=engine.names,
+            waiting=engine.warm.names,
             audit=audit,
         )
         try:

@@ -6,13 +6,30 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes
+from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes, container_name, warm_name
 
 PAYLOAD = "payload"
 OUTPUT = "output"
 PROGRESS = "progress"
 SECRETS = "secrets"
 CODE = "code"
+
+
+_WARM = "warm-"
+
+
+def folder_of(container: str, worker: str) -> str:
+    """The name of the folder that belongs to a container of that name: a claim, until then one of its own."""
+    if container.startswith(prefix := warm_name(worker, "")):
+        return _WARM + container.removeprefix(prefix)
+    return container.removeprefix(container_name(worker, ""))
+
+
+def container_of(folder: str, worker: str) -> str:
+    """The name of the container that a folder of that name belongs to."""
+    if folder.startswith(_WARM):
+        return warm_name(worker, folder.removeprefix(_WARM))
+    return container_name(worker, folder)
 
 
 class JobFolder:
@@ -40,6 +57,11 @@ class JobFolder:
     def make_place_for_code(self) -> None:
         """Make the folder over which the job's code is mounted."""
         (self.path / CODE).mkdir(mode=0o755)
+
+    def move(self, path: Path) -> None:
+        """Give the folder another place; a container that has it mounted sees no difference. Raises OSError."""
+        self.path.rename(path)
+        self.path = path
 
     def write_payload(self, payload: bytes) -> None:
         """Put the job's payload where it can read it."""

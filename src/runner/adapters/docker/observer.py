@@ -24,6 +24,9 @@ class EngineObserver(Protocol):
     def containers_unaccounted(self, count: int) -> None:
         """So many containers are too many or too few; 0 when all is well."""
 
+    def warm_containers(self, stack: str, count: int) -> None:
+        """So many containers of a stack wait for a job."""
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
 

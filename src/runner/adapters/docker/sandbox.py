@@ -1,5 +1,8 @@
 """A started container in which nothing runs but the init, waiting to be told what to run."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
@@ -17,9 +20,24 @@ class Sandbox:
         self.id = container
         self._client = client
         self._attachment = attachment
-        self._folder = folder
+        self.folder = folder
 
-    async def run(self, attempt: Attempt, nonce: bytes, on_output: OnOutput) -> DockerContainer:
+    @property
+    def alive(self) -> bool:
+        """Whether the init still listens, as far as is known."""
+        return not self._attachment.ended
+
+    def watch(self, on_end: Callable[[], None]) -> None:
+        """Call `on_end` if the container ends before it has a job."""
+        self._attachment.listen(lambda _stream, _data: None, on_end)
+
+    async def become(self, name: str, resources: Mapping[str, Any] | None) -> None:
+        """Take the name of the job's container, and its limits where they differ. Raises `EngineError`."""
+        if resources is not None:
+            await self._client.update(self.id, resources)
+        await self._client.rename(self.id, name)
+
+    async def run(self, attempt: Attempt, nonce: bytes, on_output: OnOutput, *, warm: bool) -> DockerContainer:
         """Hand the job over to the init; return when its process was started. Raises `EngineError` or `StartError`."""
         job = attempt.plan.job
         try:
@@ -27,15 +45,16 @@ class Sandbox:
         except ValueError as error:
             raise StartError(str(error)) from error
         if job.payload is not None:
-            self._folder.write_payload(job.payload)
+            self.folder.write_payload(job.payload)
         container = DockerContainer(
             client=self._client,
             container=self.id,
             attachment=self._attachment,
-            folder=self._folder,
+            folder=self.folder,
             limits=attempt.plan.limits,
             nonce=nonce,
             on_output=on_output,
+            warm=warm,
         )
         self._attachment.send(frame + (job.stdin or b""))
         await container.begun()

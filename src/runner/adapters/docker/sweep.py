@@ -12,11 +12,10 @@ from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Listed, Operation
 from runner.adapters.docker.config import LABEL_WORKER
-from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.files import JobFolder, container_of, folder_of
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
 from runner.errors import EngineError
-from runner.job import container_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +32,10 @@ Idle = Callable[[], bool]
 
 
 class Sweep:
-    """Looks for containers with this worker's label, and for job folders, that `known` does not name."""
+    """Looks for containers with this worker's label, and for job folders, that `known` does not name.
+
+    Those of `known` that wait for a job are `waiting`.
+    """
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Sweep:
         worker: str,
         jobs: Path,
         known: Known,
+        waiting: Known = frozenset,
     ) -> None:
         self._client = client
         self._removal = removal
@@ -55,6 +58,7 @@ class Sweep:
         self._worker = worker
         self._jobs = jobs
         self._known = known
+        self._waiting = waiting
 
     async def at_start(self) -> None:
         """Remove everything that is not known, however young. Waits for the engine, for as long as it takes."""
@@ -83,11 +87,12 @@ class Sweep:
 
         Nothing is audited unless the worker is `idle`. Raises `EngineError` when the engine cannot list its containers.
         """
-        before, was_idle = self._known(), idle()
+        before, was_idle, waited = self._known(), idle(), self._waiting()
         found = await self.found()
-        known = before | self._known()
-        still_idle = was_idle and idle() and not known
-        self._audit.look(idle=still_idle, listed=frozenset(container.name for container in found))
+        known, waiting = before | self._known(), self._waiting()
+        still_idle = was_idle and idle() and known == waited == waiting
+        listed = frozenset(container.name for container in found)
+        self._audit.look(idle=still_idle, listed=listed - waiting, waiting=len(waiting))
         left = await self.clear(found, known, grace=grace)
         self._count(found, known)
         self._sweep_folders(known | left | self._known())
@@ -116,9 +121,9 @@ class Sweep:
             return None
         self._observer.orphan_removed()
         _LOG.info("a container that nobody owned was removed", extra={"container": container.name})
-        prefix = container_name(self._worker, "")
-        if container.name.startswith(prefix):
-            self._remove_folder(self._jobs / container.name.removeprefix(prefix))
+        folder = folder_of(container.name, self._worker)
+        if folder != container.name:
+            self._remove_folder(self._jobs / folder)
         return container.name
 
     def _count(self, found: Sequence[Listed], known: frozenset[str]) -> None:
@@ -128,7 +133,7 @@ class Sweep:
 
     def _sweep_folders(self, owned: frozenset[str]) -> None:
         for path in self._jobs.iterdir() if self._jobs.is_dir() else ():
-            if container_name(self._worker, path.name) in owned:
+            if container_of(path.name, self._worker) in owned:
                 continue
             self._remove_folder(path)
 

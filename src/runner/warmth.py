@@ -1,0 +1,60 @@
+"""How many containers to keep ready, of which kinds. Pure: the caller brings the clock (seconds, monotonic).
+
+What an operator asks for is kept always. Beside it, a kind that jobs keep coming for is kept as long as they do: as
+many as came in some seconds, since that is how long it takes to make so many anew.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+_RECENT = timedelta(seconds=60)
+_REGULAR = 6
+"""Jobs of one kind within `_RECENT` that make it worth while to expect more."""
+_PER_READY = 10
+"""Recent jobs for each container that is kept ready: those of six seconds."""
+_MOST_OF_A_KIND = 32
+
+
+@dataclass(slots=True)
+class Warmth:
+    """Reckons from what came lately. `most` is how many containers may wait at all."""
+
+    most: int
+    _starts: dict[str, deque[float]] = field(default_factory=dict)
+
+    def started(self, kind: str, now: float) -> None:
+        """A job came that a container of that kind serves, or would have served."""
+        self._starts.setdefault(kind, deque()).append(now)
+
+    def recent(self, now: float) -> frozenset[str]:
+        """The kinds that jobs came for lately."""
+        self._forget(now)
+        return frozenset(self._starts)
+
+    def wanted(self, standing: Mapping[str, int], now: float) -> dict[str, int]:
+        """How many of each kind to keep, `standing` ones first; a kind that is not named is not kept."""
+        self._forget(now)
+        left, wanted = self.most, dict[str, int]()
+        for kind, count in standing.items():
+            wanted[kind] = min(count, left)
+            left -= wanted[kind]
+        busiest = sorted(self._starts, key=lambda kind: len(self._starts[kind]), reverse=True)
+        for kind in busiest:
+            more = min(self._expected(kind) - wanted.get(kind, 0), left)
+            if more > 0:
+                wanted[kind] = wanted.get(kind, 0) + more
+                left -= more
+        return wanted
+
+    def _expected(self, kind: str) -> int:
+        count = len(self._starts[kind])
+        return 0 if count < _REGULAR else min(-(-count // _PER_READY), _MOST_OF_A_KIND)
+
+    def _forget(self, now: float) -> None:
+        for kind, starts in list(self._starts.items()):
+            while starts and now - starts[0] > _RECENT.total_seconds():
+                starts.popleft()
+            if not starts:
+                del self._starts[kind]

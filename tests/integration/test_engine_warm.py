@@ -1,0 +1,230 @@
+"""Containers that wait for jobs: each serves one, which cannot tell, and none is left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import aiodocker
+import pytest
+from tests.integration.engine_house import House, open_house
+from tests.services import Endpoint
+
+from runner.adapters.docker.container import DockerContainer
+from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.warm import Standing
+from runner.job import Attempt, Bytes, Limits, Stack
+
+pytestmark = pytest.mark.engine
+
+MIB = 2**20
+LIMITS = Limits(memory=Bytes(32 * MIB), disk=Bytes(4 * MIB))
+NOW = timedelta(0)
+WHAT_A_JOB_SEES = r"""
+env | grep -v ^JOB_DEADLINE= | sort; id; pwd; umask; ulimit -a; cat /proc/self/oom_score_adj
+ls /proc/self/fd; ps -o args
+tr '\0' ' ' < /proc/1/cmdline; cut -d: -f1 /proc/net/dev
+ls -ln / /job /work /tmp /dev | sed -E 's/^([^ ]+) +[0-9]+ /\1 /; s/ [A-Z][a-z]{2} .{2} .{5} / /'
+sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //; s,[0-9a-f]{64},,g; s/(upper|lower|work)dir=[^ ,]+//g' /proc/self/mountinfo | sort
+grep -E '^(Sig|Shd|Cap|NoNew|Seccomp|Uid|Gid|Groups)' /proc/self/status
+cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids/pids.max 2>/dev/null
+true
+"""
+
+
+@pytest.fixture
+async def house(engine: Endpoint, namespace: str, state_dir: Path, busybox_image: str) -> AsyncIterator[House]:
+    async with open_house(engine.url, namespace, state_dir, busybox_image, warm_memory=256 * MIB) as opened:
+        yield opened
+        await opened.engine.dropped()
+        await opened.sweep.once(grace=NOW)
+
+
+def stack_of(house: House) -> Stack:
+    return Stack(name="busybox", revision="1", image=house.image)
+
+
+def attempt_of(house: House, *command: str, limits: Limits = LIMITS) -> Attempt:
+    return house.attempt(*command, limits=limits, stack=stack_of(house))
+
+
+@asynccontextmanager
+async def keeping(house: House, count: int, stack: Stack | None = None) -> AsyncIterator[None]:
+    """So many containers wait."""
+    standing = [Standing(stack=stack or stack_of(house), limits=LIMITS, count=count)]
+
+    async def ask() -> list[Standing]:
+        return standing
+
+    running = asyncio.create_task(house.engine.warm.run(ask))
+    try:
+        await waiting(house, count)
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def waiting(house: House, count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(house.engine.warm.names()) != count:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.02)
+
+
+async def launch(house: House, attempt: Attempt) -> DockerContainer:
+    house.engine.expect(attempt.container_name, attempt.plan)
+    return await house.launch(attempt)
+
+
+async def see(house: House, attempt: Attempt) -> str:
+    """What the job writes, in a container of whichever kind there is."""
+    try:
+        container = await launch(house, attempt)
+        async with asyncio.timeout(30):
+            end = await container.wait()
+        assert (end.code, end.complete) == (0, True)
+        return bytes(house.out).decode()
+    finally:
+        await house.engine.discard(attempt)
+
+
+async def test_a_job_gets_a_container_that_waited_and_a_new_one_takes_its_place(house: House) -> None:
+    async with keeping(house, 2):
+        before = house.engine.warm.names()
+        assert before == await house.names() == {f"warm-{house.worker}-1", f"warm-{house.worker}-2"}
+        attempt = attempt_of(house, "sleep", "1000")
+        container = await launch(house, attempt)
+        assert container.warm
+        found = await house.inspect(attempt)
+        assert (found["Id"], found["State"]["Running"]) == (container.id, True)
+        assert (house.state_dir / "jobs" / attempt.claim).is_dir()
+        await waiting(house, 2)
+        assert house.engine.warm.names() != before
+        assert house.log.warm == {"busybox": 2}
+        await house.engine.discard(attempt)
+        assert await house.names() == house.engine.warm.names()
+
+
+async def test_each_container_serves_one_job(house: House) -> None:
+    async with keeping(house, 1):
+        ids = set()
+        for _ in range(3):
+            attempt = attempt_of(house, "true")
+            container = await launch(house, attempt)
+            await container.wait()
+            ids.add((container.id, container.warm))
+            await house.engine.discard(attempt)
+            await waiting(house, 1)
+    assert len(ids) == 3
+    assert {warm for _, warm in ids} == {True}
+
+
+async def test_a_job_cannot_tell_by_what_it_sees(house: House) -> None:
+    attempt = attempt_of(house, "sh", "-c", WHAT_A_JOB_SEES)
+    cold = await see(house, attempt)
+    async with keeping(house, 1):
+        warm = await see(house, attempt)
+        assert house.log.calls["rename"] == 1
+    assert warm == cold
+    assert f"jobs/{attempt.claim} /job ro" in warm
+
+
+async def test_a_job_with_other_limits_gets_them(house: House) -> None:
+    limits = replace(LIMITS, memory=Bytes(48 * MIB), pids=77, cpus=0.25)
+    async with keeping(house, 1):
+        attempt = attempt_of(house, "sleep", "1000", limits=limits)
+        container = await launch(house, attempt)
+        config = (await house.inspect(attempt))["HostConfig"]
+        await house.engine.discard(attempt)
+    assert container.warm
+    assert (config["Memory"], config["MemorySwap"]) == (52 * MIB, 52 * MIB)
+    assert (config["NanoCpus"], config["PidsLimit"]) == (250_000_000, 78)
+
+
+@pytest.mark.parametrize(
+    "limits", [replace(LIMITS, disk=Bytes(8 * MIB)), replace(LIMITS, log_bytes=Bytes(8 * MIB))], ids=["disk", "log"]
+)
+async def test_a_job_that_needs_another_container_starts_cold(house: House, limits: Limits) -> None:
+    async with keeping(house, 1):
+        attempt = attempt_of(house, "true", limits=limits)
+        container = await launch(house, attempt)
+        await container.wait()
+        await house.engine.discard(attempt)
+        assert not container.warm
+        assert house.engine.warm.names() == {f"warm-{house.worker}-1"}
+
+
+async def test_another_revision_starts_cold_and_what_waits_for_the_old_one_goes(house: House) -> None:
+    async with keeping(house, 1):
+        newer = replace(stack_of(house), env={"REVISION": "2"}, runtime="other")
+        attempt = house.attempt("true", limits=LIMITS, stack=newer)
+        house.engine.expect(attempt.container_name, attempt.plan)
+        assert attempt.container_name not in house.engine.names()
+    async with keeping(house, 1, replace(stack_of(house), cap_add=("CHOWN",))):
+        await house.engine.dropped()
+        assert len(await house.names()) == 1
+
+
+async def test_a_container_that_ends_while_it_waits_is_replaced(house: House, engine: Endpoint) -> None:
+    async with keeping(house, 1):
+        [name] = house.engine.warm.names()
+        async with aiodocker.Docker(url=engine.url) as docker:
+            await docker.containers.container(name).kill(signal="KILL")
+            async with asyncio.timeout(30):
+                while house.engine.warm.names() in ({name}, set()):  # noqa: ASYNC110 - nobody tells us
+                    await asyncio.sleep(0.02)
+        await house.engine.dropped()
+        assert await house.names() == house.engine.warm.names()
+
+
+async def test_what_was_expected_and_never_launched_leaves_nothing(house: House) -> None:
+    async with keeping(house, 1):
+        attempt = attempt_of(house, "true")
+        house.engine.expect(attempt.container_name, attempt.plan)
+        house.engine.drop(attempt.container_name)
+        await house.engine.dropped()
+        await waiting(house, 1)
+        assert await house.names() == house.engine.warm.names()
+        assert house.folders() == {"warm-2"}
+
+
+async def test_a_container_that_is_removed_in_the_very_moment_costs_the_job_nothing(house: House) -> None:
+    async with keeping(house, 1):
+        [name] = house.engine.warm.names()
+        attempt = attempt_of(house, "true")
+        await house.client.delete(name)
+        container = await launch(house, attempt)
+        assert (await container.wait()).code == 0
+        assert not container.warm
+        await house.engine.discard(attempt)
+
+
+async def test_all_that_waits_is_accounted_for_and_left_alone_by_sweeps(house: House) -> None:
+    async with keeping(house, 2):
+        for _ in range(2):
+            await house.sweep.once(grace=NOW, idle=lambda: True)
+        assert house.log.unaccounted == 0
+        assert house.log.living == 2
+        assert await house.names() == house.engine.warm.names()
+        assert house.folders() == {"warm-1", "warm-2"}
+
+
+async def test_nothing_waits_after_the_end(house: House) -> None:
+    async with keeping(house, 2):
+        pass
+    await house.engine.dropped()
+    assert await house.names() == set()
+    assert house.folders() == set()
+    assert (house.log.living, house.log.warm) == (0, {"busybox": 0})
+
+
+async def test_what_an_earlier_life_left_waiting_is_removed(house: House) -> None:
+    name = f"warm-{house.worker}-7"
+    body = {"Image": house.image, "Cmd": ["true"], "Labels": {"runner.worker": house.worker}}
+    await house.client.create(name, body)
+    JobFolder(house.state_dir / "jobs" / "warm-7").create()
+    await house.sweep.at_start()
+    assert await house.names() == set()
+    assert house.folders() == set()

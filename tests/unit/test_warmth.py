@@ -1,0 +1,62 @@
+"""How many containers wait for jobs: what an operator asks for, and what jobs keep coming for."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.warmth import Warmth
+
+
+def test_what_an_operator_asks_for_is_kept_although_no_job_comes() -> None:
+    assert Warmth(8).wanted({"a": 3, "b": 2}, now=0.0) == {"a": 3, "b": 2}
+
+
+def test_there_is_never_more_than_there_is_memory_for() -> None:
+    assert Warmth(4).wanted({"a": 3, "b": 2}, now=0.0) == {"a": 3, "b": 1}
+    assert Warmth(0).wanted({"a": 3}, now=0.0) == {"a": 0}
+
+
+def test_a_few_jobs_make_no_pool() -> None:
+    warmth = Warmth(8)
+    for second in range(5):
+        warmth.started("a", float(second))
+    assert warmth.wanted({}, now=5.0) == {}
+
+
+def test_jobs_that_keep_coming_do_for_as_long_as_they_come() -> None:
+    warmth = Warmth(8)
+    for second in range(30):
+        warmth.started("a", float(second))
+    assert warmth.wanted({}, now=30.0) == {"a": 3}
+    assert warmth.wanted({}, now=75.0) == {"a": 2}
+    assert warmth.wanted({}, now=90.0) == {}
+    assert warmth.recent(now=90.0) == set()
+
+
+def test_what_comes_is_kept_beside_what_is_asked_for_not_on_top_of_it() -> None:
+    warmth = Warmth(8)
+    for _ in range(50):
+        warmth.started("a", 0.0)
+    assert warmth.wanted({"a": 2}, now=1.0) == {"a": 5}
+    assert warmth.wanted({"a": 7}, now=1.0) == {"a": 7}
+
+
+def test_the_busiest_kind_comes_first() -> None:
+    warmth = Warmth(5)
+    for kind, jobs in (("a", 20), ("b", 40)):
+        for _ in range(jobs):
+            warmth.started(kind, 0.0)
+    assert warmth.wanted({}, now=1.0) == {"b": 4, "a": 1}
+
+
+@given(
+    most=st.integers(0, 50),
+    standing=st.dictionaries(st.sampled_from("abcd"), st.integers(0, 40)),
+    starts=st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, 120)), max_size=200),
+)
+def test_whatever_comes_the_bound_holds(most: int, standing: dict[str, int], starts: list[tuple[str, float]]) -> None:
+    warmth = Warmth(most)
+    for kind, at in sorted(starts, key=lambda start: start[1]):
+        warmth.started(kind, at)
+    wanted = warmth.wanted(standing, now=120.0)
+    assert sum(wanted.values()) <= most
+    assert all(count >= 0 for count in wanted.values())
