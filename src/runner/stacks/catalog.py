@@ -122,7 +122,7 @@ class Catalog:
         for name in self.installed():
             try:
                 if (count := self._file(name).warm) > 0:
-                    found.append((await self._resolve(name), count))
+                    found.append((await self._current(name), count))
             except ConfigError:
                 continue  # a job that names it is told
         return found
