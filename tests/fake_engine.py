@@ -47,6 +47,7 @@ class FakeContainer:
         self.started = started
         self.ended: datetime | None = None
         self.told = script.progress
+        self.too_much: str | None = None
         self.signals: list[str] = []
         self._script = script
         self._on_output = on_output
@@ -67,6 +68,9 @@ class FakeContainer:
 
     def progress(self) -> bytes | None:
         return self.told
+
+    async def excess(self) -> str | None:
+        return self.too_much
 
     def emit(self, stream: Stream, data: bytes) -> None:
         """The job writes something."""

@@ -51,6 +51,10 @@ _LOG_STRIDE = 8
 """How many of the last batches are on their way at once."""
 _PROGRESS_EVERY = 1.0
 _NOTE_EVERY = 1.0
+_DISK_EVERY = 1.0
+_DISK_SHARE = 20
+_DISK_LONGEST = 30.0
+"""Seconds between two looks at what a job has written: 20 times as long as a look takes, within these bounds."""
 _SEQ_OF_A_LIFE = 100_000
 """Batches of a log that goes on in another life are counted on from this much later: the last ones were not noted."""
 _LAUNCHES = 3
@@ -179,6 +183,7 @@ class Run:
                 tasks.create_task(self._enforce(container, started)),
                 tasks.create_task(self._write_down(container, started)),
                 tasks.create_task(self._watch_progress(container)),
+                tasks.create_task(self._watch_disk(container)),
                 tasks.create_task(self._pump_log()),
                 tasks.create_task(self._note_log()),
             ]
@@ -361,6 +366,16 @@ class Run:
         finally:
             if loop.time() >= due:
                 self._tell_progress(container, told)  # the job has ended: its last word
+
+    async def _watch_disk(self, container: Container) -> None:
+        """End a job at once that writes too much where nothing but this bounds it; look the less, the more it costs."""
+        loop, pause = asyncio.get_running_loop(), _DISK_EVERY
+        while True:
+            await asyncio.sleep(pause)
+            began = loop.time()
+            if (excess := await container.excess()) is not None:
+                return self.stop(StopReason.DISK_LIMIT, excess, at_once=True)
+            pause = min(max(_DISK_EVERY, _DISK_SHARE * (loop.time() - began)), _DISK_LONGEST)
 
     def _tell_progress(self, container: Container, told: bytes | None) -> bytes | None:
         """Tell what the job wrote, unless that was told before; what is told now."""

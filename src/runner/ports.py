@@ -68,6 +68,9 @@ class Container(Protocol):
     def progress(self) -> bytes | None:
         """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""
 
+    async def excess(self) -> str | None:
+        """What the job has written too much of, in words, where only looking bounds it; None if nothing."""
+
 
 class Engine(Protocol):
     """Runs containers and removes them."""

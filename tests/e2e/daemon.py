@@ -30,6 +30,7 @@ _STACKS = {
     STACK: 'command = ["echo", "from the stack"]\n',
     "e2e-flood": 'log_flood = "kill"\nlimits.log_bytes = "64k"\n',
     "e2e-wrong-command": 'command = ["no-such-program"]\n',
+    "e2e-root": 'read_only = false\nuser = "0"\n',
     "e2e-unbuilt": "",
 }
 _UNBUILT = "e2e-unbuilt"

@@ -50,9 +50,29 @@ async def test_no_place_takes_more_files_than_the_limit(acme: Submitter, place: 
 
 @pytest.mark.parametrize("name", ["output", "progress"])
 async def test_the_files_on_the_hosts_disk_cannot_grow_over_the_limit(acme: Submitter, name: str) -> None:
-    job = await acme.run(sh(f"head -c 16m /dev/zero >/job/{name}; wc -c </job/{name}; exit 9"))
+    fill = f"head -c 16m /dev/zero >/job/{name}; wc -c </job/{name}; exit 9"
+    job = await acme.run(sh(fill), limits={"disk": "512k"})  # too little for the watch
     assert job.result["exit_code"] == 9
-    assert LIMIT <= int(job.text()) <= LIMIT + 4096
+    assert MIB // 2 <= int(job.text()) <= MIB // 2 + 4096
+
+
+@pytest.mark.parametrize("name", ["output", "progress"])
+async def test_nobody_keeps_gigabytes_in_them(acme: Submitter, name: str) -> None:
+    job = await acme.run(sh(f"head -c 3m /dev/zero >/job/{name}; exec sleep 600"))
+    job.ended("disk_limit", blame="job", signal=9, reason=f"/job/{name} took 3 MiB of its worker's disk")
+    assert job.kinds[-2:] == ["stopping", "finished"]
+
+
+async def test_what_a_job_writes_into_its_container_is_bounded(acme: Submitter) -> None:
+    fill = "i=0; while dd if=/dev/zero of=/var/$((i+=1)) bs=64k count=16 2>/dev/null; do sleep 0.05; done"
+    job = await acme.run(sh(f"mkdir -p /var; {fill}"), stack="e2e-root", limits={"disk": "4m"})
+    job.ended("disk_limit", blame="job", signal=9, reason="into its container, more than limits.disk")
+
+
+async def test_a_job_that_writes_little_into_its_container_is_left_alone(acme: Submitter) -> None:
+    job = await acme.run(sh("echo a >/a && sleep 2.5 && cat /a"), stack="e2e-root")
+    job.ended("succeeded", blame="none", exit_code=0)
+    assert job.text() == "a\n"
 
 
 async def test_nobody_uses_up_the_message_queues_of_all(acme: Submitter) -> None:

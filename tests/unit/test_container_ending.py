@@ -1,5 +1,6 @@
 """How a container's end is read from what the init or the engine says."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -64,7 +65,8 @@ def test_what_else_the_init_reports() -> None:
     ],
 )
 def test_what_the_engine_knows(state: dict[str, Any], end: Exit) -> None:
-    assert ending.inspected(state, output=None) == end
+    used = Usage(cpu_seconds=1.5, memory_peak_bytes=4096)
+    assert ending.inspected(state, used=used, output=None) == replace(end, usage=used)
 
 
 @pytest.mark.parametrize(

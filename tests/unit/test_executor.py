@@ -626,3 +626,19 @@ async def test_a_job_whose_container_is_gone_is_lost() -> None:
     house.earlier = OpenClaim(record=house.record, lives=0, container="f" * 64)
     result = await house.result()
     assert result.verdict.outcome is Outcome.LOST
+
+
+# Disk
+
+
+async def test_a_job_that_writes_too_much_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_DISK_EVERY", 0.001)
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        container = house.container
+        container.too_much = "wrote 5 GiB"
+    verdict = running.result().verdict
+    assert (verdict.outcome, verdict.blame, verdict.reason) == (Outcome.DISK_LIMIT, Blame.JOB, "wrote 5 GiB")
+    assert container.signals == ["KILL"]
+    assert house.stops() == [StopReason.DISK_LIMIT]

@@ -238,7 +238,12 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
         open_journal(folder, _now) as journal,
         open_packages_of(settings, folder, metrics) as packages,
         open_engine(
-            url=settings.engine.url, worker=folder.name, state_dir=folder, observer=metrics, packages=packages
+            url=settings.engine.url,
+            worker=folder.name,
+            state_dir=folder,
+            observer=metrics,
+            packages=packages,
+            reserve=settings.capacity.disk_free,
         ) as house,
     ):
         await packages.load(())

@@ -79,6 +79,7 @@ async def serve(settings: Settings) -> None:
                 state_dir=settings.worker.state_dir,
                 observer=metrics,
                 packages=packages,
+                reserve=settings.capacity.disk_free,
                 start_parallelism=settings.engine.start_parallelism,
                 warm_memory=settings.warm_memory,
             )

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import TypeVar
 
 from runner.adapters.docker.client import EngineClient
-from runner.adapters.docker.config import LABEL_BOOT
+from runner.adapters.docker.config import LABEL_BOOT, Site
 from runner.adapters.docker.container import DockerContainer
+from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import JobFolder
 from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.job import Attempt
@@ -28,7 +29,7 @@ async def adopt(
     attempt: Attempt,
     *,
     client: EngineClient,
-    boot: str,
+    site: Site,
     folder: JobFolder,
     nonce: bytes,
     on_output: OnOutput,
@@ -41,16 +42,25 @@ async def adopt(
     found = await _patiently(lambda: client.inspect(attempt.container_name))
     if found is None:
         raise NeverStarted("its container was gone when the daemon came back")
-    if found["Config"]["Labels"].get(LABEL_BOOT) != boot:
+    if found["Config"]["Labels"].get(LABEL_BOOT) != site.boot:
         raise EngineError("the machine was started anew, and the job ended with it")
     if len(attempt.plan.job.stdin or b"") > _PIPE:
         raise EngineError("the daemon ended while the job had not read all of its input, so that the rest was lost")
+    excess = Excess(
+        client=client,
+        container=str(found["Id"]),
+        folder=folder,
+        stack=attempt.plan.stack,
+        limits=attempt.plan.limits,
+        reserve=site.reserve,
+    )
     container = DockerContainer(
         client=client,
         container=str(found["Id"]),
         attachment=None,
         folder=folder,
         limits=attempt.plan.limits,
+        excess=excess,
         nonce=nonce,
         on_output=on_output,
     )

@@ -36,6 +36,7 @@ class Operation(StrEnum):
     INFO = "info"
     LIST = "list"
     INSPECT = "inspect"
+    SIZE = "size"
     CREATE = "create"
     ATTACH = "attach"
     LOGS = "logs"
@@ -62,6 +63,7 @@ TIME_LIMITS: Mapping[Operation, timedelta] = {
     Operation.INFO: timedelta(seconds=10),
     Operation.LIST: timedelta(seconds=30),
     Operation.INSPECT: timedelta(seconds=10),
+    Operation.SIZE: timedelta(seconds=60),
     Operation.CREATE: timedelta(seconds=60),
     Operation.ATTACH: timedelta(seconds=10),
     Operation.LOGS: timedelta(seconds=10),
@@ -232,6 +234,10 @@ class EngineClient:
                 raise
             return None
 
+    async def layer_size(self, container: str) -> Bytes:
+        """What a container's own files take, by their lengths; the engine goes through all of them for it."""
+        return await self._call(Operation.SIZE, lambda: self._layer_size(container), HTTPStatus.NOT_FOUND)
+
     async def delete(self, container: str) -> Deletion:
         """Kill and remove a container and its anonymous volumes. Only a later 404 proves that it is gone."""
         delete = self._docker.containers.container(container).delete
@@ -277,6 +283,10 @@ class EngineClient:
         if not (isinstance(said["Id"], str) and isinstance(said["State"], dict) and isinstance(said["Config"], dict)):
             raise TypeError("Id, State or Config is of the wrong type")
         return said
+
+    async def _layer_size(self, container: str) -> Bytes:
+        said = await self._docker.containers.container(container).show(size=True)
+        return Bytes(int(said["SizeRw"]))
 
     async def _list(self, label: str) -> list[Listed]:
         # Not aiodocker's list: its containers hide what the engine said.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.adapters.docker.files import CODE, OUTPUT, PROGRESS, SECRETS
-from runner.job import SECRETS_BYTES_MAX, SECRETS_MAX, Limits, Stack
+from runner.job import SECRETS_BYTES_MAX, SECRETS_MAX, Bytes, Limits, Stack
 
 INIT = "/.runner-init"
 """Where the init is shown in the container."""
@@ -27,6 +27,7 @@ LABEL_STACK = "runner.stack"
 OPEN_FILES = 16384
 """How many descriptors each process may have: plenty, yet less than any engine is itself allowed."""
 
+_NONE = Bytes(0)
 _PAGE = 4096
 _FEWEST_INODES = 1024
 _LEAST_LOG = 2**20
@@ -34,11 +35,15 @@ _LEAST_LOG = 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What is the same for every container of this worker. `boot` is the kernel's boot id, `init` our PID 1."""
+    """What is the same for every container of this worker.
+
+    `boot` is the kernel's boot id, `init` our PID 1; `reserve` is what has to stay free on the engine's disk.
+    """
 
     worker: str
     boot: str
     init: Path
+    reserve: Bytes = _NONE
 
 
 def places(limits: Limits) -> tuple[str, ...]:

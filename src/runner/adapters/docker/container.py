@@ -10,14 +10,16 @@ from typing import Any, NoReturn
 
 from runner.adapters.docker import ending
 from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.cgroup import usage
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import places
+from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
-from runner.job import Exit, Limits, Stream
+from runner.job import Exit, Limits, Stream, Usage
 from runner.ports import OnOutput
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class DockerContainer:
         attachment: Attachment | None,
         folder: JobFolder,
         limits: Limits,
+        excess: Excess,
         nonce: bytes,
         on_output: OnOutput,
         warm: bool = False,
@@ -60,6 +63,8 @@ class DockerContainer:
         self._id = container
         self._folder = folder
         self._limits = limits
+        self._excess = excess
+        self._used = Usage()  # as the host told it last
         self._scanner = OutputScanner(nonce, places(limits))
         self._on_output = on_output
         self._heard = Tally()
@@ -139,7 +144,8 @@ class DockerContainer:
         if (report := self._scanner.report) is not None:
             return await self._reported(report)
         if state is None:
-            return Exit(lost="its container was removed from outside", output=self._folder.output())
+            lost = "its container was removed from outside"
+            return Exit(lost=lost, usage=self._usage(), output=self._folder.output())
         return await self._judged(state)
 
     async def terminate(self) -> None:
@@ -160,11 +166,16 @@ class DockerContainer:
             except TimeoutError:
                 pass
         if self._scanner.report is None:
+            self._used = usage(self._id)  # the init will not report, and afterwards nobody knows
             await self._signal(signal.SIGKILL)
 
     def progress(self) -> bytes | None:
         """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""
         return self._folder.progress()
+
+    async def excess(self) -> str | None:
+        """What the job has written too much of, in words, where only looking bounds it; None if nothing."""
+        return await self._excess.found()
 
     def _receive(self, stream: int, data: bytes) -> None:
         self._heard.add(stream, data)
@@ -256,11 +267,19 @@ class DockerContainer:
         return await self._held(end, report)
 
     async def _judged(self, state: Mapping[str, Any]) -> Exit:
-        end = ending.inspected(state, output=self._folder.output())
+        end = ending.inspected(state, used=self._usage(), output=self._folder.output())
         unexplained = not self._signalled and not end.oom_kills
         if self._unwatched and unexplained and int(state["ExitCode"]) in _LOST_CODES:
             return _lost(end)
         return await self._held(end)
+
+    def _usage(self) -> Usage:
+        """What the host tells of a container whose init did not, now or before it was killed."""
+        now = usage(self._id)
+        return Usage(
+            cpu_seconds=self._used.cpu_seconds if now.cpu_seconds is None else now.cpu_seconds,
+            memory_peak_bytes=self._used.memory_peak_bytes if now.memory_peak_bytes is None else now.memory_peak_bytes,
+        )
 
     async def _ended_state(self) -> Mapping[str, Any] | None:
         """The container's state after waiting for its end, at most a minute; None if there is no container."""

@@ -48,14 +48,18 @@ def reported(report: Report, *, disk: Bytes, output: bytes | None, complete: boo
     )
 
 
-def inspected(state: Mapping[str, Any], *, output: bytes | None) -> Exit:
-    """The end as the engine knows it: the init's own exit code, 128 more than the signal where one ended the job."""
+def inspected(state: Mapping[str, Any], *, used: Usage, output: bytes | None) -> Exit:
+    """The end as the engine knows it: the init's own exit code, 128 more than the signal where one ended the job.
+
+    `used` is what the host told of it before, if anything.
+    """
     status = int(state["ExitCode"])
     by_signal = status - SIGNAL_BASE if SIGNAL_BASE < status <= SIGNAL_BASE + _HIGHEST_SIGNAL else None
     return Exit(
         code=None if by_signal else status,
         signal=by_signal,
         oom_kills=1 if state.get("OOMKilled") else 0,
+        usage=used,
         output=output,
     )
 

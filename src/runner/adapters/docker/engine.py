@@ -50,6 +50,7 @@ _REMAKE_PATIENCE = 10.0
 _FINAL = (EngineGone, EngineUnfit, ImageMissing)
 """Failures that the same call would meet again, or that leave nobody to call."""
 _PROBE = Limits(memory=Bytes(32 * 2**20), disk=Bytes(2**20))
+_NO_RESERVE = Bytes(0)
 
 
 @dataclass(slots=True)
@@ -184,7 +185,7 @@ class DockerEngine:
         return await adopt(
             attempt,
             client=self.client,
-            boot=self._site.boot,
+            site=self._site,
             folder=JobFolder(self._jobs / attempt.claim),
             nonce=self._nonces.of(attempt.claim),
             on_output=on_output,
@@ -288,7 +289,7 @@ class DockerEngine:
         async with self._starting:
             container, attachment = await self._started(launch, name, body)
         launch.let_go_of_disk()
-        return Sandbox(self.client, container, attachment, folder)
+        return Sandbox(self.client, container, attachment, folder, self._site.reserve)
 
     async def _make_disk(self, name: str, stack: Stack, limits: Limits) -> LoopDevice:
         try:
@@ -383,17 +384,19 @@ async def open_engine(
     state_dir: Path,
     observer: EngineObserver,
     packages: Packages | None = None,
+    reserve: Bytes = _NO_RESERVE,
     start_parallelism: int | None = None,
     warm_memory: int = 0,
     limits: TimeLimits = TIME_LIMITS,
 ) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
 
-    Without `packages` it takes no jobs that bring code along.
+    Without `packages` it takes no jobs that bring code along. Jobs that may write to the engine's disk without a bound
+    are ended when less than `reserve` is free there.
     """
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
-    site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute())
+    site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute(), reserve=reserve)
     async with open_client(url, observer, limits) as client:
         census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)

@@ -14,6 +14,9 @@ PROGRESS = "progress"
 SECRETS = "secrets"
 CODE = "code"
 
+_BLOCK = 512
+"""The unit of st_blocks, see stat(2)."""
+
 
 _WARM = "warm-"
 
@@ -74,6 +77,14 @@ class JobFolder:
     def progress(self) -> bytes | None:
         """What the job wrote to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None if nothing."""
         return self._read(PROGRESS, PROGRESS_MAX)
+
+    def taken(self) -> dict[str, Bytes]:
+        """What the files that the job may write take of the host's disk."""
+        sizes = {}
+        for name in (OUTPUT, PROGRESS):
+            with suppress(OSError):
+                sizes[name] = Bytes(os.lstat(self.path / name).st_blocks * _BLOCK)
+        return sizes
 
     def remove(self) -> None:
         """Leave nothing behind; done already when there is no such folder. Raises OSError."""

@@ -7,20 +7,24 @@ from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.description import describe
+from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import JobFolder
 from runner.errors import StartError
-from runner.job import Attempt
+from runner.job import Attempt, Bytes
 from runner.ports import OnOutput
 
 
 class Sandbox:
     """Nothing about it depends on a job but the stack and the limits, so it can be made before there is one."""
 
-    def __init__(self, client: EngineClient, container: str, attachment: Attachment, folder: JobFolder) -> None:
+    def __init__(
+        self, client: EngineClient, container: str, attachment: Attachment, folder: JobFolder, reserve: Bytes
+    ) -> None:
         self.id = container
         self._client = client
         self._attachment = attachment
         self.folder = folder
+        self._reserve = reserve
 
     @property
     def alive(self) -> bool:
@@ -46,12 +50,21 @@ class Sandbox:
             raise StartError(str(error)) from error
         if job.payload is not None:
             self.folder.write_payload(job.payload)
+        excess = Excess(
+            client=self._client,
+            container=self.id,
+            folder=self.folder,
+            stack=attempt.plan.stack,
+            limits=attempt.plan.limits,
+            reserve=self._reserve,
+        )
         container = DockerContainer(
             client=self._client,
             container=self.id,
             attachment=self._attachment,
             folder=self.folder,
             limits=attempt.plan.limits,
+            excess=excess,
             nonce=nonce,
             on_output=on_output,
             warm=warm,
