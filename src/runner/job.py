@@ -288,6 +288,7 @@ class Stack:
     secrets: tuple[SecretRef, ...] = ()
     runtime: str = "runc"
     log_flood_kills: bool = False
+    all_sockets: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,8 @@ def check(row: Attack, job: Followed) -> None:
     assert re.fullmatch(row.reason, result["reason"]), result["reason"]
     assert row.out is None or re.fullmatch(row.out, job.text()), job.text()
     assert (result["seconds"]["run"] or 0) <= row.within, result["seconds"]
+    if result["attempt"] and row.outcome != "timed_out":  # else the init may have been killed
+        assert None not in result["usage"].values(), result["usage"]
 
 
 def check_neighbour(job: Followed) -> None:

@@ -42,7 +42,12 @@ ATTACKS: list[Attack] = [
         answers=dict.fromkeys(("user", "network", "mounts", "processes", "control groups", "clone"), "EPERM")
         | {"clone3": "ENOSYS|EPERM", "enter": "EPERM", "the init's": "EPERM|EACCES"},
     ),
-    forbidden("raw and packet sockets", "sockets_raw", "raw", "raw 6", "packet", "packet, cooked"),
+    asked(
+        "raw and packet sockets",
+        "sockets_raw",
+        stopped_by="no capabilities; a filter of the init's",
+        answers=dict.fromkeys(("raw", "raw 6", "packet", "packet, cooked"), "EAFNOSUPPORT"),
+    ),
     forbidden(
         "uid 0, groups, capabilities", "identity", "uid 0", "gid 0", "groups", "all capabilities", "a file for root"
     ),

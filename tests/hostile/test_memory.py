@@ -7,6 +7,8 @@ from tests.hostile.attack import Attack, killed_for_memory, survived
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
 KERNEL_MEMORY = "the kernel charges it to the job's memory"
+SOCKET_MEMORY = "the kernel charges it to the job's memory (v2), or to `memory.kmem.tcp`, a quarter of that (v1)"
+UNCHARGED = ("netlink", "netlink, user to user", "netlink, 32 bits", "ping", "ping 6", "the hypervisor", "ciphers")
 
 ATTACKS: list[Attack] = [
     killed_for_memory("memory in one gulp", "gulp", stopped_by="the memory limit"),

@@ -7,7 +7,7 @@ import pytest
 from runner.destination import Destination
 from runner.errors import ConfigError
 from runner.job import LimitsRequest, Network
-from runner.stacks.file import LogFlood, StackFile, is_stack_name, read_stack_file
+from runner.stacks.file import LogFlood, Sockets, StackFile, is_stack_name, read_stack_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +27,7 @@ def test_an_empty_file_is_a_stack_with_everything_shut(tmp_path: Path) -> None:
     assert file.read_only
     assert file.runtime == "runc"
     assert file.log_flood is LogFlood.TRUNCATE
+    assert file.sockets is Sockets.ORDINARY
     assert (file.cap_add, file.devices, file.secrets, file.allow, file.warm) == ((), (), (), (), 0)
 
 
@@ -48,6 +49,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         runtime = "crun"
         allow = ["203.0.113.0/24", "203.0.113.7:443"]
         log_flood = "kill"
+        sockets = "all"
         [limits]
         memory = "64m"
         timeout = 5
@@ -67,6 +69,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     assert [str(destination) for destination in file.allow] == ["203.0.113.0/24", "203.0.113.7:443"]
     assert file.log_flood is LogFlood.KILL
+    assert file.sockets is Sockets.ALL
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ All numbers are little-endian. Down, on standard input, goes one frame (`Descrip
     1 nonce, 16 bytes for the start record and 16 for the end      2 a word of argv, in order     3 a variable, K=V
     4 working directory                                            5 u64 time-out in ms           7 a place to measure
     6 resource limit: u32 resource, u64 soft, u64 hard             8 the folder of the secrets
-    9 a secret: the name of its file, NUL, its content
+    9 a secret: the name of its file, NUL, its content             10 empty: few kinds of sockets
 
 Up come the job's own streams, with the init's records in them (`OutputScanner`). What follows a nonce is written in
 hexadecimal digits and ends with a newline: the engine's log, which a later life of the daemon reads instead, keeps
@@ -38,7 +38,7 @@ SECRETS_MAX = 32
 """The most secrets that the init writes."""
 
 _MAGIC = b"RUN1"
-_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET = range(1, 10)
+_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET, _SOCKETS = range(1, 11)
 _HALF = NONCE_BYTES // 2
 _UNKNOWN = 2**64 - 1
 
@@ -62,6 +62,8 @@ class Description:
     hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 bytes
     that nobody can guess; where the engine's log is to be read, they are text without a newline. `secrets` become
     files, by name, in `secrets_folder`, which then is closed to writing.
+    that nobody can guess; where the engine's log is to be read, they are text without a newline. `few_sockets` leaves
+    the job no sockets but Unix, TCP and UDP over IP, and no io_uring.
     """
 
     nonce: bytes
@@ -73,6 +75,7 @@ class Description:
     places: tuple[str, ...]
     secrets_folder: str = ""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    few_sockets: bool = False
 
     def encode(self) -> bytes:
         """The frame. Raises `ValueError`, which names the field, for what the init or the kernel cannot take."""
@@ -119,6 +122,7 @@ class Description:
             *((_PLACE, _text(f"places[{index}]", path)) for index, path in enumerate(self.places)),
             *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets_folder else []),
             *((_SECRET, _text("secrets", name) + b"\0" + value) for name, value in self.secrets.items()),
+            *([(_SOCKETS, b"")] if self.few_sockets else []),
         ]
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from runner.errors import ConfigError, DeferredError, RejectedError
 from runner.job import Network, SecretRef, Stack, StackRef
 from runner.stacks import names
-from runner.stacks.file import FILE, LogFlood, StackFile, is_stack_name, read_stack_file
+from runner.stacks.file import FILE, LogFlood, Sockets, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
 from runner.stacks.revisions import Ledger, Record, State
 
@@ -261,6 +261,7 @@ def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
         secrets=tuple(SecretRef(name=secret.name, shared=secret.shared) for secret in file.secrets),
         runtime=file.runtime,
         log_flood_kills=file.log_flood is LogFlood.KILL,
+        all_sockets=file.sockets is Sockets.ALL,
     )
 
 

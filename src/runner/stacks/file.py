@@ -105,6 +105,13 @@ class LogFlood(StrEnum):
     KILL = "kill"
 
 
+class Sockets(StrEnum):
+    """Which sockets a job may open: Unix, TCP and UDP over IP, or all that the engine lets through."""
+
+    ORDINARY = "ordinary"
+    ALL = "all"
+
+
 class StackLimits(Section):
     """The limits of a job that names none itself."""
 
@@ -143,6 +150,7 @@ class StackFile(Section):
     runtime: Word = "runc"
     allow: tuple[Allowed, ...] = ()
     log_flood: LogFlood = LogFlood.TRUNCATE
+    sockets: Sockets = Sockets.ORDINARY
 
     @property
     def limits(self) -> LimitsRequest:

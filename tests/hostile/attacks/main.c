@@ -3,7 +3,7 @@
 
 #define ATTACKS(X) \
     X(gulp) X(drip) X(child) X(files_in_memory) X(lock_memory) X(system_v) X(pipes) X(sockets) X(descriptors) \
-    X(memory_files) X(page_tables) X(cached_names) X(tcp) \
+    X(memory_files) X(page_tables) X(cached_names) X(tcp) X(udp) X(uncharged) \
     X(forks) X(endless_forks) X(threads) X(deaf) X(frozen) X(daemons) X(respawn) X(zombies) X(kill_init) \
     X(end_by_init) X(kill_all) X(look_into_init) X(limit_init) X(starve_init) X(priority) \
     X(kernel) X(mounts) X(namespaces) X(sockets_raw) X(identity) X(settings) X(setuid_program) X(reach) \

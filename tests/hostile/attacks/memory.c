@@ -184,29 +184,92 @@ int cached_names(int count, char **words)
     return 0;
 }
 
-/* Buffers of connections to itself: each takes megabytes, and not everywhere do they count as the job's memory. */
+static struct sockaddr_in here = {.sin_family = AF_INET};
+static socklen_t length = sizeof here;
+
+static int loopback(int type)
+{
+    int fd = socket(AF_INET, type, 0);
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    here.sin_port = 0;
+    bind(fd, (struct sockaddr *)&here, length);
+    getsockname(fd, (struct sockaddr *)&here, &length);
+    return fd;
+}
+
+static void tell_held(long bytes)
+{
+    printf("%s\n", bytes < 64 * MIB ? "little" : "much");
+    fprintf(stderr, "%ld MiB\n", bytes / MIB);
+}
+
+/* Buffers of connections to itself: they may take megabytes each. */
 int tcp(int count, char **words)
 {
-    struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof here;
-    int large = 64 * MIB, server = socket(AF_INET, SOCK_STREAM, 0);
+    static char block[64 * KIB];
+    long bytes = 0;
+    int server = loopback(SOCK_STREAM);
     (void)count, (void)words;
-    bind(server, (struct sockaddr *)&here, length);
     listen(server, 4096);
-    getsockname(server, (struct sockaddr *)&here, &length);
-    for (int i = 0; i < 200; i++) {
-        int client = socket(AF_INET, SOCK_STREAM, 0);
+    for (int i = 0; i < 100; i++) {
+        int large = 64 * MIB, client = socket(AF_INET, SOCK_STREAM, 0);
         setsockopt(client, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
-        if (connect(client, (struct sockaddr *)&here, length) < 0)
-            break;
-        int accepted = accept(server, 0, 0);
-        stuff(client);
-        stuff(accepted);
+        connect(client, (struct sockaddr *)&here, length);
+        fcntl(client, F_SETFL, O_NONBLOCK);
+        for (ssize_t sent; (sent = write(client, block, sizeof block)) > 0;)
+            bytes += sent;
     }
-    int fd = open("/proc/net/sockstat", O_RDONLY);
-    char text[4096];
-    ssize_t size = read(fd, text, sizeof text);
-    if (size > 0)
-        write(2, text, (size_t)size);
+    tell_held(bytes);
+    return 0;
+}
+
+int udp(int count, char **words)
+{
+    static char block[32 * KIB];
+    static int fds[200];
+    long bytes = 0;
+    (void)count, (void)words;
+    for (int i = 0; i < 200; i++) {
+        int large = 64 * MIB;
+        fds[i] = loopback(SOCK_DGRAM);
+        setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &large, sizeof large);
+        for (int n = 0; n < 200; n++)
+            sendto(fds[i], block, sizeof block, MSG_DONTWAIT, (struct sockaddr *)&here, length);
+    }
+    for (int i = 0; i < 200; i++)
+        for (ssize_t got; (got = recv(fds[i], block, sizeof block, MSG_DONTWAIT)) > 0;)
+            bytes += got;
+    tell_held(bytes);
+    return 0;
+}
+
+static long old_socket(int family, int type, int protocol) /* as a program of 32 bits would call it */
+{
+#ifdef __x86_64__
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(359), "b"(family), "c"(type), "d"(protocol) : "memory");
+    errno = (int)-result;
+    return (int)result < 0 ? -1 : result;
+#else
+    return socket(family, type, protocol);
+#endif
+}
+
+/* Kinds of sockets whose buffers count as nobody's memory. */
+int uncharged(int count, char **words)
+{
+    char parameters[256] = {0};
+    (void)count, (void)words;
+    told("netlink", socket(AF_NETLINK, SOCK_RAW, 0));
+    told("netlink, user to user", socket(AF_NETLINK, SOCK_RAW, 2));
+    told("netlink, 32 bits", old_socket(AF_NETLINK, SOCK_RAW, 0));
+    told("ping", socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP));
+    told("ping 6", socket(AF_INET6, SOCK_DGRAM, IPPROTO_ICMPV6));
+    told("the hypervisor", socket(AF_VSOCK, SOCK_STREAM, 0));
+    told("ciphers", socket(AF_ALG, SOCK_SEQPACKET, 0));
+    told("io_uring", syscall(SYS_io_uring_setup, 8, parameters));
+    told("tcp", socket(AF_INET6, SOCK_STREAM, IPPROTO_TCP));
+    told("udp", socket(AF_INET, SOCK_DGRAM, IPPROTO_UDP));
+    told("unix", socket(AF_UNIX, SOCK_SEQPACKET, 0));
     return 0;
 }

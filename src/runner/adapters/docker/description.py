@@ -35,6 +35,7 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
         places=places(plan.limits),
         secrets_folder=SECRETS_DIR,
         secrets=attempt.secrets,
+        few_sockets=not plan.stack.all_sockets,
     )
 
 
