@@ -16,7 +16,7 @@ from tests.fake_engine import RUNS, FakeContainer, FakeEngine, Script
 from tests.fake_journal import FakeJournal
 
 from runner.codec import Envelope, decode_job, encode_batch, encode_event
-from runner.errors import BrokerError, DeferredError
+from runner.errors import BrokerError, DeferredError, RejectedError
 from runner.job import (
     Attempt,
     Blame,
@@ -30,6 +30,7 @@ from runner.job import (
     Plan,
     Priority,
     Route,
+    SecretRef,
     Stack,
     StackRef,
     Stream,
@@ -444,6 +445,21 @@ class FakeStacks:
 
     def invalidate(self, name: str) -> None:
         self.invalidated.append(name)
+
+
+class FakeSecrets:
+    """The port `Secrets`: values by tenant and name."""
+
+    def __init__(self, values: Mapping[tuple[str, str], bytes] | None = None) -> None:
+        self.values = dict(values or {})
+        self.asked: list[tuple[str, ...]] = []
+
+    async def read(self, tenant: str, secrets: Sequence[SecretRef]) -> Mapping[str, bytes]:
+        self.asked.append(tuple(secret.name for secret in secrets))
+        for secret in secrets:
+            if (tenant, secret.name) not in self.values:
+                raise RejectedError(f"secret {secret.name}: tenant {tenant} has none", operator=True)
+        return {secret.name: self.values[tenant, secret.name] for secret in secrets}
 
 
 class FakeCancelled:

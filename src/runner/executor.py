@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from runner.errors import (
@@ -38,7 +38,8 @@ from runner.job import (
     Verdict,
 )
 from runner.logs import JobLog
-from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim
+from runner.ports import Batch, Container, Engine, Journal, LogPosition, LogSink, Observer, OpenClaim, Secrets
+from runner.redaction import Redactor
 from runner.timeline import Timeline
 from runner.units import format_duration
 from runner.verdict import judge, parse_told
@@ -88,6 +89,7 @@ class Run:
     attempt: Attempt
     claimed: datetime
     engine: Engine
+    secrets: Secrets
     log_sink: LogSink
     journal: Journal
     observer: Observer
@@ -105,6 +107,7 @@ class Run:
     _started: datetime | None = None
     _ended: datetime | None = None
     _own_end: datetime | None = None
+    _redactor: Redactor = field(default_factory=Redactor)
     _log: JobLog = field(init=False)
     _logged: LogPosition = field(default_factory=LogPosition)
     _offered: deque[LogPosition] = field(default_factory=deque)
@@ -218,6 +221,9 @@ class Run:
             within = format_duration(job.start_within or timedelta())
             reason = f"not started within {within}, its start_within: its code was not here yet"
             raise ExpiredError(reason) from None
+        values = await self.secrets.read(job.key.tenant, self.attempt.plan.secrets)
+        self.attempt = replace(self.attempt, secrets=values)
+        self._redactor = Redactor(values.values())
         return await self.engine.launch(self.attempt, self._output)
 
     async def _adopt(self, earlier: OpenClaim) -> Container | None:
@@ -226,12 +232,24 @@ class Run:
         None when the engine says nothing of it until the job's time is over.
         """
         try:
-            return await self._made(self.engine.adopt(self.attempt, self._output), self._out_of_patience(earlier))
+            return await self._made(self._take_up(), self._out_of_patience(earlier))
         except NeverStarted:
             if earlier.container is not None or earlier.lives >= _LAUNCHES:
                 raise
         await self.engine.discard(self.attempt)
         return await self._launch()
+
+    async def _take_up(self) -> Container:
+        """Learn anew what is to be kept out of the log, and go on with the container, which has its secrets."""
+        job, values = self.attempt.plan.job, list[bytes]()
+        for secret in self.attempt.plan.secrets:
+            try:
+                values += (await self.secrets.read(job.key.tenant, (secret,))).values()
+            except (DeferredError, RejectedError) as error:
+                problem = {"job_id": job.key.id, "problem": error.reason}
+                log.warning("a secret is not kept out of an adopted job's log", extra=problem)
+        self._redactor = Redactor(values)
+        return await self.engine.adopt(self.attempt, self._output)
 
     async def _made(
         self, making: Coroutine[object, object, Container], giving_up: Coroutine[object, object, object]
@@ -294,7 +312,14 @@ class Run:
         if self._stubborn.is_set():
             return  # the last word on it has been said
         self._bytes += len(data)
-        if (known := self._replayed.get(stream, 0)) > 0:
+        self._show(stream, self._redactor.feed(stream, data))
+        plan = self.attempt.plan
+        if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
+            self.stop(StopReason.OUTPUT_LIMIT)
+
+    def _show(self, stream: Stream, data: bytes) -> None:
+        """Put text without secrets in the log."""
+        if data and (known := self._replayed.get(stream, 0)) > 0:
             # Our earlier life has offered this much; a cut at its end lets `_offer` tell what is new.
             data, again = data[known:], data[:known]
             self._replayed[stream] -= len(again)
@@ -304,9 +329,6 @@ class Run:
                     self._offer(batch)
         if data:
             self._write(stream, data)
-        plan = self.attempt.plan
-        if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
-            self.stop(StopReason.OUTPUT_LIMIT)
 
     def _write(self, stream: Stream, data: bytes) -> None:
         self._log.write(stream, data, at=self.now(), now=asyncio.get_running_loop().time())
@@ -383,7 +405,7 @@ class Run:
         if self.timeline.behind:
             return told  # the broker is away; the newest word goes out when it is back
         if found is not None and found != told:
-            self.timeline.tell(EventKind.PROGRESS, progress=_progress(found))
+            self.timeline.tell(EventKind.PROGRESS, progress=_progress(found, self._redactor))
         return found
 
     async def _pump_log(self) -> None:
@@ -447,7 +469,10 @@ class Run:
             due = min(due, self._log.due or due)
 
     async def _result(self, verdict: Verdict, end: Exit) -> JobResult:
-        job = self.attempt.plan.job
+        job, redactor = self.attempt.plan.job, self._redactor
+        for stream in (Stream.OUT, Stream.ERR):
+            self._show(stream, redactor.flush(stream))
+        verdict = replace(verdict, reason=redactor.text(verdict.reason), output=redactor.json(verdict.output))
         delivered = await self._send_rest_of_log()
         self.log_sink.forget(self.attempt.claim)
         stats = self._log.stats(complete=delivered and (end.complete or self._started is None))
@@ -481,10 +506,10 @@ async def _although_engine_fails(call: Callable[[], Awaitable[None]]) -> None:
         return
 
 
-def _progress(raw: bytes) -> Json:
+def _progress(raw: bytes, redactor: Redactor) -> Json:
     """What a job wrote to its progress file: JSON, or else a string, of at most 4 KiB."""
     text = raw[:PROGRESS_MAX].decode(errors="replace")
     try:
-        return parse_told(text)
+        return redactor.json(parse_told(text))
     except ValueError:
-        return text
+        return redactor.beginning(raw, PROGRESS_MAX) if len(raw) > PROGRESS_MAX else redactor.text(text)

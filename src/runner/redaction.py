@@ -81,6 +81,8 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """A text without secrets."""
+        if not self._patterns:
+            return text
         return self._whole(text.encode(errors="replace"))
 
     def beginning(self, data: bytes, most: int) -> str:
@@ -90,6 +92,8 @@ class Redactor:
 
     def json(self, value: Json) -> Json:
         """A JSON value without secrets in its names, texts and numbers. A number with one in it becomes a text."""
+        if not self._patterns:
+            return value
         match value:
             case str():
                 return self.text(value)

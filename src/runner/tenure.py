@@ -101,6 +101,7 @@ class Tenure:
             attempt=Attempt(plan=plan, worker=self.place.rules.name, claim=self.held.claim, number=self.lease.number),
             claimed=claimed,
             engine=outside.engine,
+            secrets=outside.secrets,
             log_sink=outside.log_sink,
             journal=outside.journal,
             observer=outside.observer,

@@ -23,6 +23,7 @@ from runner.ports import (
     Observer,
     OpenClaim,
     Phases,
+    Secrets,
     Stacks,
     Uniqueness,
 )
@@ -37,6 +38,7 @@ class Outside:
 
     intake: Intake
     engine: Engine
+    secrets: Secrets
     events: Events
     log_sink: LogSink
     journal: Journal

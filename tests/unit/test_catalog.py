@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import DeferredError, EngineGone, RejectedError
-from runner.job import StackRef
+from runner.job import SecretRef, StackRef
 from runner.ports import Stacks
 from runner.stacks.catalog import KEPT, Catalog
 from runner.stacks.images import Image
@@ -212,7 +212,6 @@ async def test_a_runtime_that_the_operator_did_not_allow_is_refused(world: World
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ('secrets = ["token"]', "secrets"),
         ('network = "egress"', 'network: "egress"'),
         ('allow = ["192.0.2.1:443"]', "allow"),
     ],
@@ -305,3 +304,10 @@ async def test_the_list_has_each_stack_with_its_image_or_its_fault(world: World)
 
 async def test_no_folder_is_no_stacks(tmp_path: Path) -> None:
     assert Catalog(tmp_path / "none", Shelf(), Ledger(tmp_path / "state")).installed() == []
+
+
+async def test_a_stacks_secrets_are_named(world: World) -> None:
+    world.write("py", 'secrets = ["token", {name = "registry", shared = true}]')
+    world.built("py")
+    stack = await world.catalog.resolve(ref())
+    assert stack.secrets == (SecretRef(name="token"), SecretRef(name="registry", shared=True))

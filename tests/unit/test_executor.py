@@ -9,7 +9,18 @@ from datetime import timedelta
 import pytest
 from tests.attempts import make_attempt
 from tests.fake_engine import FakeContainer, Script
-from tests.fakes import NOW, Clock, Diary, FakeEvents, FakeLogSink, FakeObserver, NotingEngine, NotingJournal, until
+from tests.fakes import (
+    NOW,
+    Clock,
+    Diary,
+    FakeEvents,
+    FakeLogSink,
+    FakeObserver,
+    FakeSecrets,
+    NotingEngine,
+    NotingJournal,
+    until,
+)
 
 from runner import executor
 from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, RejectedError, StartError
@@ -28,6 +39,7 @@ from runner.job import (
     Stream,
 )
 from runner.ports import ClaimRecord, LogPosition, OnOutput, OpenClaim
+from runner.redaction import Redactor
 from runner.timeline import Timeline
 
 ENDS = ("ends",)
@@ -59,6 +71,7 @@ class House:
         self.journal = NotingJournal(self.diary, self.clock)
         self.engine = NotingEngine(self.diary, dict(SCRIPTS))
         self.observer = FakeObserver()
+        self.secrets = FakeSecrets()
         self.attempt = make_attempt(*command, claim="c1", limits=limits or Limits(grace=SHORT), stack=stack)
         self.earlier: OpenClaim | None = None
         self.kill_budget = LONG
@@ -101,6 +114,7 @@ class House:
                 attempt=self.attempt,
                 claimed=NOW,
                 engine=self.engine,
+                secrets=self.secrets,
                 log_sink=self.logs,
                 journal=self.journal,
                 observer=self.observer,
@@ -423,7 +437,7 @@ async def test_progress_is_told_when_it_changes_and_no_more_often_than_that(monk
     ],
 )
 def test_progress_is_json_or_a_string_that_can_be_sent(raw: bytes, told: object) -> None:
-    assert executor._progress(raw) == told
+    assert executor._progress(raw, Redactor()) == told
 
 
 @pytest.mark.parametrize("depth", [50, 500, 900, 950, 980, 990, 1000, 2000])

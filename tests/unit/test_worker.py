@@ -12,6 +12,7 @@ import pytest
 from tests.fake_engine import Script
 from tests.fakes import (
     NOW,
+    STACK,
     Clock,
     Diary,
     FakeCancelled,
@@ -20,6 +21,7 @@ from tests.fakes import (
     FakeIntake,
     FakeLogSink,
     FakeObserver,
+    FakeSecrets,
     FakeStacks,
     FakeUniqueness,
     NotingEngine,
@@ -53,6 +55,7 @@ from runner.job import (
     LimitsRequest,
     Outcome,
     RetryPolicy,
+    SecretRef,
     StopReason,
     Stream,
 )
@@ -109,6 +112,7 @@ class House:
         self.cancelled = FakeCancelled()
         self.uniqueness = FakeUniqueness()
         self.observer = FakeObserver()
+        self.secrets = FakeSecrets()
         total = Claim(millicpus=2000, memory=Bytes(256 * MIB))
         self.capacity = Capacity(budget=Budget(total=total, max_jobs=self.max_jobs), typical=Claim.of(LIMITS))
 
@@ -117,6 +121,7 @@ class House:
         outside = Outside(
             intake=self.intake,
             engine=self.engine,
+            secrets=self.secrets,
             events=self.events,
             log_sink=self.logs,
             journal=self.journal,
@@ -1153,3 +1158,16 @@ async def test_the_container_of_a_running_job_is_named() -> None:
         house.put(make_job("a", command=RUNS))
         await until(lambda: house.runs("a"))
         assert worker.container_names() == {"runner-w1-c1"}
+
+
+async def test_a_job_whose_secret_is_missing_is_rejected_and_the_operator_is_to_blame() -> None:
+    house = House()
+    house.stacks.stacks["busybox"] = replace(STACK, secrets=(SecretRef(name="token"),))
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        await settled(delivery)
+    verdict = house.result("a").verdict
+    assert (verdict.outcome, verdict.blame) == (Outcome.REJECTED, Blame.OPERATOR)
+    assert "secret token: tenant acme has none" in verdict.reason
+    assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.REJECTED, EventKind.FINISHED]
+    assert house.engine.launched == []

@@ -85,7 +85,8 @@ class Admission:
         command = self.catalog.smoke(built.stack)
         if command is None:
             return None
-        stack = self.catalog.offer(built.stack, built.image, built.revision)
+        # It is about the image; whose secrets would it get?
+        stack = replace(self.catalog.offer(built.stack, built.image, built.revision), secrets=())
         self.say(f"testing {built.stack} {built.revision}: {' '.join(command)}")
         result = await self._run(stack, command)
         if result.verdict.outcome is Outcome.LOST:
@@ -110,7 +111,7 @@ class Admission:
             command=command,
             name="smoke test",
         )
-        policy = replace(policy_of(self.settings), tenant_stacks={})
+        policy = replace(policy_of(self.settings), tenant_stacks={}, tenant_secrets={})
         async with open_local(self.settings) as local:
             return await local.run(job, _Only(stack), policy, self._show, Interrupts())
 

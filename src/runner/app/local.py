@@ -17,6 +17,7 @@ from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
+from runner.adapters.secrets import FileSecrets
 from runner.app.packages import open_packages_of
 from runner.codec import Envelope, Notice, decode_job, encode_event, new_ordered_id, parse_route
 from runner.errors import ConfigError, DeferredError, EngineUnfit, ImageMissing, RejectedError
@@ -115,6 +116,7 @@ class Local:
     house: OpenEngine
     journal: SqliteJournal
     metrics: Metrics
+    secrets: FileSecrets
 
     async def run(self, job: Job, stacks: Stacks, policy: Policy, show: Show, interrupts: Interrupts) -> JobResult:
         """Run the job to its end; how it ended. Raises `EngineError` when the engine does not know the stack's image.
@@ -164,6 +166,7 @@ class Local:
             attempt=attempt,
             claimed=claimed,
             engine=self.house.engine,
+            secrets=self.secrets,
             log_sink=told,
             journal=self.journal,
             observer=self.metrics,
@@ -248,7 +251,13 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
     ):
         await packages.load(())
         await house.client.ping()
-        yield Local(worker=folder.name, house=house, journal=journal, metrics=metrics)
+        yield Local(
+            worker=folder.name,
+            house=house,
+            journal=journal,
+            metrics=metrics,
+            secrets=FileSecrets(settings.secrets.dir),
+        )
 
 
 def _own_name(worker: str) -> str:

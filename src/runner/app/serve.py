@@ -21,6 +21,7 @@ from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.adapters.packages.store import PackageStore
+from runner.adapters.secrets import FileSecrets
 from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.app.debts import Debts
@@ -284,6 +285,7 @@ class Daemon:
         outside = Outside(
             intake=broker.intake,
             engine=self.house.engine,
+            secrets=FileSecrets(settings.secrets.dir),
             events=RecordedEvents(publisher=broker.events, history=self.history),
             log_sink=RecordedLogs(publisher=broker.log_sink, history=self.history),
             journal=self.journal,

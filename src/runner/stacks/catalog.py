@@ -268,7 +268,6 @@ def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
 def _check_supported(file: StackFile) -> None:
     """Refuse what jobs would silently go without. Raises `ConfigError`."""
     wanted = {
-        "secrets": bool(file.secrets),
         'network: "egress"': file.network is Network.EGRESS,
         "allow": bool(file.allow),
     }
