@@ -353,7 +353,6 @@ def decode_job(body: bytes, envelope: Envelope, now: datetime) -> Job | Invalid:
 def unsupported(message: JobMessage) -> None:
     """Refuse what this version does not do yet. Raises ValueError naming the field."""
     asked = {
-        "code": message.code is not None,
         "network": message.network is Network.EGRESS,
     }
     for name, wanted in asked.items():

@@ -56,6 +56,8 @@ def body_with(job_id: str, **fields: object) -> bytes:
         ({"env": {"JOB_ID": "mine"}}, '"JOB_ID" is reserved'),
         ({"stack": "No Stack"}, '"No Stack" is not the name of a stack'),
         ({"labels": {str(number): "" for number in range(17)}}, "labels"),
+        ({"code": {"inline": ""}}, "code.inline: is empty"),
+        ({"code": {"url": "https://a.example/x", "sha256": "0" * 64}}, "code.url: https://a.example/x is not where"),
     ],
 )
 async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, object], reason: str) -> None:
@@ -66,7 +68,6 @@ async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, obje
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("code", {"code": {"inline": ""}}),
         ("network", {"network": "egress"}),
         ("stack", {"stack": f"{STACK}@r1"}),
     ],

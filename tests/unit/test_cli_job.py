@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from runner.cli.options import JSON, broker_options, job_message, job_options
+from runner.client.packing import pack
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -40,6 +41,14 @@ def test_nothing_is_said_that_was_not_asked_for() -> None:
         {"stack": "busybox"},
         {"tenant": "default", "pool": "default", "priority": "normal"},
     )
+
+
+def test_code_is_packed_and_its_size_told(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print('hi')")
+    result = CliRunner().invoke(show, ["--stack", "s", "--code", str(tmp_path)])
+    message, _ = json.loads(result.stdout)
+    assert message == {"stack": "s", "code": pack(tmp_path).field}
+    assert result.stderr == f"runner: code: {pack(tmp_path)}\n"
 
 
 def test_every_option_has_its_field() -> None:

@@ -34,12 +34,14 @@ from runner.job import (
     Choices,
     DeadCode,
     EventKind,
+    InlineCode,
     Invalid,
     Job,
     JobResult,
     Limits,
     LimitsRequest,
     Line,
+    LinkedCode,
     LogStats,
     Outcome,
     Priority,
@@ -64,6 +66,9 @@ EVENT_FIELDS = {
     *("seq", "time", "labels", "container", "image", "warm", "deadline", "progress", "delay", "outcome", "reason"),
     *("blame", "exit_code", "signal", "oom_seen", "times", "seconds", "usage", "logs", "output", "tail"),
 }
+
+
+URL, SHA256 = "https://a.example/pkg/app.tgz", "0123456789abcdef" * 4
 
 
 def decode(fields: object, **envelope: Any) -> Job | Invalid:
@@ -256,6 +261,23 @@ def test_bytes_that_are_no_json_object_cannot_be_decoded(body: bytes) -> None:
         ({"stack": "a", "fence": "yes"}, "fence: "),
         ({"stack": "a", "name": 7}, "name: "),
         ({"stack": "a", "id": "x" * 65}, "id: "),
+        ({"stack": "a", "code": {}}, "code: is empty; name inline, or url with sha256"),
+        ({"stack": "a", "code": "x"}, "code: is not an object"),
+        ({"stack": "a", "code": {"inline": None}}, "code: is empty"),
+        ({"stack": "a", "code": {"inline": 1}}, "code.inline: is not a string"),
+        ({"stack": "a", "code": {"inline": ""}}, "code.inline: is empty"),
+        ({"stack": "a", "code": {"inline": "UEs"}}, "code.inline: is not base64"),
+        ({"stack": "a", "code": {"inline": "UEsD\nBA=="}}, "code.inline: is not base64"),
+        ({"stack": "a", "code": {"inline": "UE-_"}}, "code.inline: is not base64"),
+        ({"stack": "a", "code": {"inline": "UEs=", "url": URL, "sha256": SHA256}}, "code.url: stands beside inline"),
+        ({"stack": "a", "code": {"inline": "UEs=", "sha256": SHA256}}, "code.sha256: belongs to url"),
+        ({"stack": "a", "code": {"sha256": SHA256}}, "code.sha256: belongs to url"),
+        ({"stack": "a", "code": {"url": URL}}, "code.sha256: is required with url"),
+        ({"stack": "a", "code": {"url": URL, "sha256": SHA256.upper()}}, "code.sha256: "),
+        ({"stack": "a", "code": {"url": URL, "sha256": SHA256[1:]}}, "code.sha256: "),
+        ({"stack": "a", "code": {"url": "ftp://a/b", "sha256": SHA256}}, "code.url: is neither https://"),
+        ({"stack": "a", "code": {"url": URL + "/../x", "sha256": SHA256}}, "code.url: has no plain path"),
+        ({"stack": "a", "code": {"path": "x"}}, "code.path: is not a field; known here are inline, url, sha256"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(fields: dict[str, Any], names: str) -> None:
@@ -264,6 +286,13 @@ def test_a_field_that_is_wrong_is_named(fields: dict[str, Any], names: str) -> N
     assert invalid.reason.startswith(names), invalid.reason
     assert len(invalid.reason) < 1000
     told(invalid)
+
+
+def test_code_comes_in_the_message_or_from_an_address() -> None:
+    assert accepted({"stack": "a", "code": {"inline": "UEsDBA=="}}).code == InlineCode(archive=b"PK\3\4")
+    linked = accepted({"stack": "a", "code": {"url": URL, "sha256": SHA256}}).code
+    assert linked == LinkedCode(url=URL, sha256=SHA256)
+    assert accepted({"stack": "a", "code": None}).code is None
 
 
 def test_several_faults_are_told_together_but_not_all_of_many() -> None:
@@ -381,7 +410,11 @@ def test_a_job_with_one_field_changed(name: str, value: object) -> None:
 
 
 @FEW
-@given(st.sampled_from(["limits", "retry"]), st.text(max_size=8) | st.sampled_from(["cpus", "max", "on"]), ANY_JSON)
+@given(
+    st.sampled_from(["limits", "retry", "code"]),
+    st.text(max_size=8) | st.sampled_from(["cpus", "max", "on", "inline", "url"]),
+    ANY_JSON,
+)
 def test_a_job_with_an_inner_field_changed(outer: str, name: str, value: object) -> None:
     submission = check(json.dumps({**GOOD, outer: {name: value}}).encode(), ENVELOPE)
     if isinstance(submission, Invalid) and submission.code is DeadCode.REJECTED:

@@ -12,6 +12,7 @@ from runner.adapters.metrics import Metrics
 from runner.app.disk import disk_of, engine_is_here, free, shortage
 from runner.app.finding import Finding, Remedy
 from runner.app.secrets import look_at_secrets
+from runner.app.sources import look_at_sources
 from runner.app.stacks import list_stacks
 from runner.app.topology import check_topology
 from runner.errors import BrokerError, ConfigError, EngineError
@@ -39,6 +40,8 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     for word, fault in look_at_secrets(settings):
         yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
     yield await _scratch(settings)
+    async for finding in look_at_sources(settings):
+        yield finding
 
 
 async def _broker(settings: Settings) -> AsyncIterator[Finding]:

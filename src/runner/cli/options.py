@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from runner.client import Client
+from runner.client.packing import pack
 from runner.settings import Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +73,14 @@ def _job_file(_: click.Context, option: click.Parameter, value: str | None) -> d
     return message
 
 
+def _code(_: click.Context, __: click.Parameter, value: Path | None) -> dict[str, str] | None:
+    if value is None:
+        return None
+    packed = pack(value)
+    click.echo(f"runner: code: {packed}", err=True)
+    return packed.field
+
+
 TENANT = click.option(
     "--tenant", envvar="RUNNER_TENANT", default="default", show_default="$RUNNER_TENANT or default", help="Whose job."
 )
@@ -96,6 +105,13 @@ _JOB = (
     ),
     click.option("--env", metavar="K=V", multiple=True, callback=_pairs, help="An environment variable; repeatable."),
     click.option("--payload", callback=_content, help="What JOB_PAYLOAD_FILE holds: text, @PATH, or - for stdin."),
+    click.option(
+        "--code",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        callback=_code,
+        help="A folder, shown to it in JOB_CODE_DIR; or a tar.gz or zip.",
+    ),
     click.option("--stdin", callback=_content, help="What its standard input gives: text, @PATH, or - for stdin."),
     *(
         click.option(f"--{name.replace('_', '-')}", metavar="VALUE", callback=_quantity, help=text)
@@ -132,7 +148,7 @@ def job_message(message: Mapping[str, Any], command: tuple[str, ...], options: M
     What is wrong with it is not told here, but by the judge that the workers ask as well.
     """
     merged = dict(message)
-    merged |= {field: options[field] for field in (*_FIELDS, "payload", "stdin") if options[field] is not None}
+    merged |= {field: options[field] for field in (*_FIELDS, "payload", "code", "stdin") if options[field] is not None}
     if options["fence"]:
         merged["fence"] = True
     if options["retries"] is not None:

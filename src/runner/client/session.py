@@ -23,6 +23,7 @@ from runner.client.following import Following
 from runner.client.inquiry import Found
 from runner.client.jobs import SubmittedJob
 from runner.client.messages import LogBatch
+from runner.client.packing import with_packed_code
 from runner.client.subscription import Subscription
 from runner.codec import ID, WORD, Envelope, decode_job, new_id, new_ordered_id, parse_route
 from runner.errors import BrokerError, PublishUncertain, RejectedError
@@ -78,6 +79,7 @@ class Client:
     ) -> SubmittedJob:
         """Publish a job with these fields (`stack`, `command`, …) and follow it; nothing of it is missed.
 
+        `code` may be a `Path` as well, a folder that is packed or an archive, or an archive's bytes.
         Raises `RejectedError` naming a wrong field, `BrokerError` when the broker did not take the job, and
         `PublishUncertain` when it may or may not have.
         """
@@ -93,6 +95,7 @@ class Client:
         check: bool = True,
     ) -> SubmittedJob:
         """The same for a whole message. Without `check` the workers are its only judge."""
+        message = await asyncio.to_thread(with_packed_code, message)
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
         job = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
         await self._publish_job(envelope, body)
@@ -108,6 +111,7 @@ class Client:
         check: bool = True,
     ) -> Submission:
         """Publish a job without following it. Raises as `submit` does."""
+        message = await asyncio.to_thread(with_packed_code, message)
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
         await self._publish_job(envelope, body)
         route = envelope.route
@@ -213,7 +217,7 @@ def check_job(
     message: Mapping[str, Any], *, tenant: str = "default", pool: str = "default", priority: Priority | str = "normal"
 ) -> None:
     """Raises `RejectedError` for a job that the workers would reject; needs no broker."""
-    _prepare(message, f"{pool}.{priority}.{tenant}", check=True)
+    _prepare(with_packed_code(message), f"{pool}.{priority}.{tenant}", check=True)
 
 
 def _prepare(message: Mapping[str, Any], routing_key: str, *, check: bool) -> tuple[Envelope, bytes]:

@@ -41,6 +41,15 @@ class CheckedResolver(AbstractResolver):
         await self._names.close()
 
 
+def is_address(host: str) -> bool:
+    """Whether this is no name, but an address itself: what the operator has written is meant."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def is_reachable(address: str, private: Collection[IPv4Network]) -> bool:
     """Whether a name may lead there: a public address, or a private one in one of the ranges."""
     ip = _behind(ip_address(address))
