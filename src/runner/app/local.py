@@ -196,6 +196,7 @@ async def open_local(settings: Settings) -> AsyncIterator[Local]:
     await clear_killed(settings)
     worker = _own_name(settings.worker.name)
     folder = settings.worker.state_dir / _FOLDER / worker
+    _make(settings.worker.state_dir, folder)
     with WorkerLock(folder).hold():
         try:
             async with _open(settings, folder) as local:
@@ -263,6 +264,21 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
 def _own_name(worker: str) -> str:
     suffix = f"-exec-{os.getpid()}"
     return worker[: _NAME_MAX - len(suffix)] + suffix
+
+
+def _make(state_dir: Path, folder: Path) -> None:
+    """Make the folder; what root makes here belongs to the daemon's user, who looks for what was left."""
+    try:
+        for path in (state_dir, folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.geteuid() == 0:
+                owner = state_dir.stat()
+                os.chown(path, owner.st_uid, owner.st_gid)
+    except OSError as error:
+        raise ConfigError(
+            f"worker.state_dir: {folder} cannot be made ({error.strerror}); run this as the daemon's user, "
+            "or name another folder"
+        ) from error
 
 
 def _killed(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@
     <folder>/<stack>/revisions/<revision>     what is known of it, as JSON
     <folder>/<stack>/used/<revision>          an empty file: when a job was last given it
 
-Every file is replaced as a whole, by a rename. Why it is so: docs/decisions/0006-one-pointer.md.
+Every file is replaced as a whole, by a rename. Why it is so: docs/decisions/0007-one-pointer.md.
 """
 
 import fcntl
