@@ -51,15 +51,15 @@ async def test_no_place_takes_more_files_than_the_limit(acme: Submitter, place: 
 @pytest.mark.parametrize("name", ["output", "progress"])
 async def test_the_files_on_the_hosts_disk_cannot_grow_over_the_limit(acme: Submitter, name: str) -> None:
     fill = f"head -c 16m /dev/zero >/job/{name}; wc -c </job/{name}; exit 9"
-    job = await acme.run(sh(fill), limits={"disk": "512k"})  # too little for the watch
+    job = await acme.run(sh(fill), limits={"disk": "512k"})
     assert job.result["exit_code"] == 9
     assert MIB // 2 <= int(job.text()) <= MIB // 2 + 4096
 
 
 @pytest.mark.parametrize("name", ["output", "progress"])
 async def test_nobody_keeps_gigabytes_in_them(acme: Submitter, name: str) -> None:
-    job = await acme.run(sh(f"head -c 3m /dev/zero >/job/{name}; exec sleep 600"))
-    job.ended("disk_limit", blame="job", signal=9, reason=f"/job/{name} took 3 MiB of its worker's disk")
+    job = await acme.run(sh(f"head -c 6m /dev/zero >/job/{name}; exec sleep 600"), limits={"disk": "8m"})
+    job.ended("disk_limit", blame="job", signal=9, reason=f"/job/{name} took 6 MiB of its worker's disk")
     assert job.kinds[-2:] == ["stopping", "finished"]
 
 

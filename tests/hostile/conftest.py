@@ -56,7 +56,7 @@ def arena_at(
 @pytest.fixture(scope="module")
 async def fought(request: pytest.FixtureRequest, arena_at: OpenArena) -> AsyncIterator[Fought]:
     """All attacks of the module's table, over, with nothing left of them."""
-    async with arena_at() as arena:
+    async with arena_at(limits__max__scratch="64m") as arena:
         fought = await fight(arena.acme, request.module.ATTACKS)
         await arena.daemon.clean()
 

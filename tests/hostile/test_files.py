@@ -49,6 +49,21 @@ def full(name: str, *words: str, reason: str, out: str) -> Attack:
     return failed(name, *words, stopped_by=stopped_by, outcome="disk_limit", code=1, reason=reason, out=out)
 
 
+def full_scratch(name: str, script: str, reason: str, out: str = "") -> Attack:
+    """A job that fails for want of room on its scratch disk."""
+    return Attack(
+        name=name,
+        command=["sh", "-c", script],
+        stopped_by="a scratch disk is a file system of the job's own, whose space is reserved",
+        outcome="disk_limit",
+        blame="job",
+        code=1,
+        reason=f"failed while {reason}; raise limits.scratch",
+        out=out,
+        limits={"scratch": "8m"},
+    )
+
+
 def misreported(name: str, script: str, reason: str) -> Attack:
     """A job that exits with 0, and whose result is none."""
     return Attack(
@@ -84,6 +99,17 @@ ATTACKS: list[Attack] = [
         *("names", "/work"),
         reason=r"/work had no room for another file \(it had 1024\)",
         out="1023, then ENOSPC\n",
+    ),
+    full_scratch(
+        "a full scratch disk",
+        "dd if=/dev/zero of=/scratch/a bs=64k 2>/dev/null; exit 1",
+        r"/scratch was full \(7 MiB\)",
+    ),
+    full_scratch(
+        "scratch files without end, oddly named",
+        "attack names /scratch",
+        r"/scratch had no room for another file \(it had 512\)",
+        "502, then ENOSPC\n",
     ),
     survived(
         "writing where nothing is its own",

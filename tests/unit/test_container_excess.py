@@ -63,10 +63,10 @@ def watch(engine: Engine, folder: JobFolder, *, read_only: bool = False, reserve
 @pytest.mark.parametrize("name", [OUTPUT, PROGRESS])
 async def test_a_file_for_results_is_no_store(engine: Engine, folder: JobFolder, name: str) -> None:
     excess = watch(engine, folder, read_only=True)
-    (folder.path / name).write_bytes(bytes(MIB))
+    (folder.path / name).write_bytes(bytes(4 * MIB))
     assert await excess.found() is None
-    (folder.path / name).write_bytes(bytes(2 * MIB))
-    assert await excess.found() == f"/job/{name} took 2 MiB of its worker's disk, which is no place for large results"
+    (folder.path / name).write_bytes(bytes(5 * MIB))
+    assert await excess.found() == f"/job/{name} took 5 MiB of its worker's disk, which is no place for large results"
     assert engine.asked == 0
 
 

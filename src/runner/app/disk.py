@@ -79,13 +79,19 @@ class Disks:
     def problem(self) -> str | None:
         """Why no job is to be taken for now."""
         reserve, state_dir = self.settings.capacity.disk_free, self.settings.worker.state_dir
-        if lack := shortage(disk_of(state_dir), reserve):
-            return f"on the disk of worker.state_dir {lack}"
-        if self.engine_root is None or not (lack := shortage(disk_of(self.engine_root), reserve)):
-            return None
-        return f"on the engine's disk ({self.engine_root}) {lack}"
+        try:
+            if lack := shortage(disk_of(state_dir), reserve):
+                return f"on the disk of worker.state_dir {lack}"
+            if self.engine_root and (lack := shortage(disk_of(self.engine_root), reserve)):
+                return f"on the engine's disk ({self.engine_root}) {lack}"
+        except OSError as error:
+            return f"a disk cannot be looked at: {error}"
+        return None
 
     def room(self) -> Bytes:
         """How much disk the scratch of all jobs may take together; what they have is taken from `free` already."""
-        unused = free(disk_of(self.settings.worker.state_dir)) - self.settings.capacity.disk_free
+        try:
+            unused = free(disk_of(self.settings.worker.state_dir)) - self.settings.capacity.disk_free
+        except OSError:
+            unused = 0
         return Bytes(max(0, unused) + self.house.scratch.held)

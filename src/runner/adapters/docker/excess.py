@@ -9,8 +9,8 @@ from runner.errors import EngineError
 from runner.job import Bytes, Limits, Stack
 from runner.units import format_size
 
-_FILE_MOST = Bytes(2**20)
-"""Far more than the files may hold; yet one that is rewritten in place may be longer for a moment."""
+_FILE_MOST = Bytes(4 * 2**20)
+"""Far more than the files may hold: a job whose result is only too long is to hear that instead."""
 
 
 class Excess:

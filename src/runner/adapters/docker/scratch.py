@@ -109,7 +109,8 @@ async def _run(descriptor: int, program: str, *words: str, told: str = "") -> No
             process.kill()
             await process.wait()
     if process.returncode:
-        raise OSError(f"{program}: {said.decode(errors='replace').strip()}")
+        lines = said.decode(errors="replace").strip().splitlines()
+        raise OSError(lines[-1] if lines else f"{program} ended with code {process.returncode}")
 
 
 @contextmanager
