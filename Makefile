@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test services stop stacks demo soak clean
+.PHONY: help setup lint check test services stop stacks examples demo soak clean
 BIN := .venv/bin
 
 help: ## Show this list
@@ -28,6 +28,9 @@ stop: ## Stop the private broker and engine
 
 stacks: ## Build all stacks of config/stacks, and the bases that they stand on
 	@scripts/stacks
+
+examples: ## Run a small program in each language, and compare its output
+	@scripts/examples
 
 demo: ## See three jobs go through, from nothing to a result
 	@scripts/demo

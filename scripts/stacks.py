@@ -5,22 +5,29 @@ Uses the engine that `RUNNER_ENGINE__URL` names, else the private one of this wo
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 
-from scripts.bases import BaseError, is_made, make, named_base
+from runner.stacks import names as image_names
+from runner.stacks.context import PREPARE
+from scripts.bases import REPOSITORY, BaseError, is_made, make, named_base
+from scripts.daemon import end
 from scripts.devservices import ServiceError
 from scripts.devservices.process import log_tail
 from scripts.devservices.shared import DEV, borrowed, shared_engine
 from scripts.mirror import MirrorError, find_mirror
 from scripts.sizes import measure
+from scripts.stopping import run_until_signal
 
 ROOT = Path(__file__).resolve().parents[1]
 STACKS = ROOT / "config" / "stacks"
@@ -51,7 +58,7 @@ async def build_all(names: Sequence[str], *, refresh: bool, sizes: bool) -> None
             url = await stack.enter_async_context(borrowed(shared_engine()))
         docker = await stack.enter_async_context(aiodocker.Docker(url=url.replace("tcp://", "http://", 1)))
         await build_bases(docker, names, refresh=refresh)
-        await build_stacks(environment(url), names)
+        await build_stacks(docker, environment(url), names, FOLDER / "stamps")
         if sizes:
             print(await measure(docker, names))
 
@@ -67,54 +74,110 @@ async def build_bases(docker: aiodocker.Docker, names: Sequence[str], *, refresh
         say(f"making the base {release} with debootstrap from {mirror.url}; its log is {FOLDER}/base-{release}.log")
         began = time.monotonic()
         await make(docker, release, mirror, FOLDER)
-        say(f"made the base {release} in {time.monotonic() - began:.0f} s")
+        say(f"made the base {release} in {_since(began)}")
 
 
-async def build_stacks(env: Mapping[str, str], names: Sequence[str]) -> None:
-    """Have `runner stacks build` build each, and tell how far it is."""
-    log = FOLDER / "build.log"
+async def build_stacks(docker: aiodocker.Docker, env: Mapping[str, str], names: Sequence[str], stamps: Path) -> None:
+    """Have `runner stacks build` build and test each that has changed, and tell how far it is.
+
+    `stamps` is a folder in which we note what was built for that environment, and from what.
+    """
+    stamps.mkdir(parents=True, exist_ok=True)
     failed = []
-    with log.open("wb") as output:
-        for number, name in enumerate(names, 1):
-            head = f"[{number:2}/{len(names)}] {name}"
-            say(f"{head} …")
-            began = time.monotonic()
-            process = await asyncio.create_subprocess_exec(
-                RUNNER, "stacks", "build", "--json", name, env=env, stdout=asyncio.subprocess.PIPE, stderr=output
-            )
-            said, _ = await process.communicate()
-            if process.returncode != 0:
-                say(f"{head}: failed{log_tail(log)}")
-                failed.append(name)
-                continue
-            built = json.loads(said)
-            state = "built" if built["changed"] else "unchanged"
-            say(f"{head}: {state}, {built['revision']}, {time.monotonic() - began:.1f} s")
+    for number, name in enumerate(names, 1):
+        head = f"[{number:2}/{len(names)}] {name}"
+        inputs, revision = await _inputs(docker, env, name), await _current(docker, name)
+        if revision is not None and _read(stamps / name) == [inputs, revision]:
+            say(f"{head}: {revision}, unchanged")
+            continue
+        say(f"{head} …")
+        began = time.monotonic()
+        built = await build(env, name, FOLDER / f"{name}.log")
+        if built is None:
+            say(f"{head}: failed{log_tail(FOLDER / f'{name}.log')}")
+            failed.append(name)
+            continue
+        (stamps / name).write_text(f"{inputs} {built['revision']}\n")
+        state = "current now" if built["changed"] else "the same as before"
+        say(f"{head}: {built['revision']}, {state}, {_since(began)}")
     if failed:
-        raise StacksError(f"not built: {', '.join(failed)}; all that was said is in {log}")
+        raise StacksError(f"not built: {', '.join(failed)}; their logs are in {FOLDER}")
+
+
+async def _inputs(docker: aiodocker.Docker, env: Mapping[str, str], name: str) -> str:
+    """A hash of what the stack is made from; never the same where a `prepare` brings what only it knows."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (STACKS / name).rglob("*") if path.is_file()):
+        digest.update(f"\0{path.relative_to(STACKS)}\0".encode() + path.read_bytes())
+        if path.name == PREPARE:
+            digest.update(os.urandom(16))
+    if release := named_base((STACKS / name / "Dockerfile").read_text()):
+        digest.update((await docker.images.inspect(f"{REPOSITORY}/{release}"))["Id"].encode())
+    for variable in ("RUNNER_CONFIG", "RUNNER_WORKER__STATE_DIR", "RUNNER_ENGINE__URL"):
+        digest.update(f"\0{env.get(variable)}".encode())
+    return digest.hexdigest()[:12]
+
+
+async def _current(docker: aiodocker.Docker, name: str) -> str | None:
+    """The revision that the engine has as the current one."""
+    try:
+        image = await docker.images.inspect(image_names.tagged(name, image_names.CURRENT))
+    except aiodocker.DockerError:
+        return None
+    revision: str | None = (image["Config"]["Labels"] or {}).get(image_names.REVISION)
+    return revision
+
+
+def _read(stamp: Path) -> list[str]:
+    return stamp.read_text().split() if stamp.exists() else []
+
+
+def _since(began: float) -> str:
+    return f"{time.monotonic() - began:.1f} s"
+
+
+async def build(env: Mapping[str, str], name: str, log: Path) -> dict[str, Any] | None:
+    """Build one stack; what `runner stacks build` tells of it, None when it failed."""
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(RUNNER, "stacks", "build", "--json", name),
+            env=env,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            said, _ = await process.communicate()
+        finally:
+            await end(process, signal.SIGINT)
+    built: dict[str, Any] | None = json.loads(said) if process.returncode == 0 else None
+    return built
 
 
 def environment(url: str) -> dict[str, str]:
-    """The environment of `runner`: our stacks and our engine; what is set already goes before."""
+    """The environment of `runner`: that engine, and where no settings are named, our stacks."""
     ours = {"RUNNER_STACKS__DIR": str(STACKS), "RUNNER_WORKER__STATE_DIR": str(FOLDER / "state")}
-    return {**ours, **os.environ, "RUNNER_ENGINE__URL": url}
+    return {**({} if "RUNNER_CONFIG" in os.environ else ours), **os.environ, "RUNNER_ENGINE__URL": url}
 
 
-def main() -> int:
+async def main() -> int:
+    """Build until it is done or a signal ends it."""
     parser = argparse.ArgumentParser(prog="scripts/stacks", description=__doc__)
     parser.add_argument("names", nargs="*", help="all if none is named")
     parser.add_argument("--refresh", action="store_true", help="make the bases anew, with today's security updates")
     parser.add_argument("--sizes", action="store_true", help="tell at the end how much disk they take together")
     given = parser.parse_args()
+    unknown = set(given.names) - set(all_stacks())
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))} in config/stacks")
     try:
-        asyncio.run(build_all(given.names or all_stacks(), refresh=given.refresh, sizes=given.sizes))
+        names = given.names or all_stacks()
+        return await run_until_signal(build_all(names, refresh=given.refresh, sizes=given.sizes), say)
     except (BaseError, MirrorError, ServiceError, StacksError, aiodocker.DockerError) as error:
         say(str(error))
         return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(asyncio.run(main()))
