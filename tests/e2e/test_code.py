@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ async def daemon(
 
 @pytest.fixture
 async def acme(daemon: Daemon, server: PackageServer) -> AsyncIterator[Submitter]:
-    server.files, server.asked = {"/ok/app.tgz": ARCHIVE}, server.asked.__class__()
+    server.files, server.asked = {"/ok/app.tgz": ARCHIVE}, Counter()
     server.open.set()
     async with open_submitter(daemon.site.broker, daemon.site.ns) as submitter:
         yield submitter
@@ -215,7 +216,7 @@ async def test_a_job_whose_code_cannot_be_had_now_is_passed_on(site: Site, shelf
 
 
 async def test_the_next_life_leaves_the_code_of_running_jobs_alone(site: Site) -> None:
-    async with open_life(site) as (first, acme):
+    async with site.daemon(code__cache_bytes="0") as first, open_submitter_after(first) as acme:
         job = await acme.submit(
             sh("while cat $JOB_CODE_DIR/lib/word && echo; do sleep 0.1; done"), code=inline(ARCHIVE)
         )
@@ -233,9 +234,26 @@ async def test_the_next_life_leaves_the_code_of_running_jobs_alone(site: Site) -
             await second.stop()
 
 
+async def test_a_daemon_that_is_killed_while_it_fetches_fetches_again(site: Site, server: PackageServer) -> None:
+    server.files, server.asked = {"/ok/app.tgz": ARCHIVE}, Counter()
+    server.open.clear()
+    settings = {"code__allow": f'["{server.url}/ok/"]'}
+    async with site.daemon(**settings) as first, open_submitter_after(first) as acme:
+        job = await acme.submit(MAIN, code=linked(f"{server.url}/ok/app.tgz"))
+        await eventually(lambda: is_asked(server), "the server is asked")
+        await first.kill()
+        server.open.set()
+        async with site.daemon(**settings) as second:
+            await job.finished()
+            job.ended("succeeded", blame="none", exit_code=0)
+            assert server.asked["/ok/app.tgz"] == 2
+            assert list(site.state_dir.glob("code/.work/*")) == []
+            await second.stop()
+
+
 @asynccontextmanager
-async def open_life(site: Site) -> AsyncIterator[tuple[Daemon, Submitter]]:
-    async with site.daemon(code__cache_bytes="0") as daemon:
-        await daemon.ready()
-        async with open_submitter(site.broker, site.ns) as acme:
-            yield daemon, acme
+async def open_submitter_after(daemon: Daemon) -> AsyncIterator[Submitter]:
+    """A submitter, once the daemon takes jobs."""
+    await daemon.ready()
+    async with open_submitter(daemon.site.broker, daemon.site.ns) as submitter:
+        yield submitter

@@ -69,7 +69,6 @@ async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, obje
     ("name", "fields"),
     [
         ("network", {"network": "egress"}),
-        ("stack", {"stack": f"{STACK}@r1"}),
     ],
 )
 async def test_what_is_not_supported_yet_is_refused(acme: Submitter, name: str, fields: dict[str, object]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.proxy import Proxy
 from tests.services import Endpoint
 
 from runner.client import BrokerError, Client, Line, Outcome, PublishUncertain, RejectedError, Stream, SubmittedJob
+from runner.client.packing import pack
 
 pytestmark = pytest.mark.broker
 
@@ -56,6 +58,14 @@ async def test_a_job_is_published_as_the_contract_says(client: Client, worker: F
     assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
     assert message.timestamp is not None
     assert message.timestamp >= before.replace(microsecond=0)
+
+
+async def test_a_folder_of_code_goes_along(client: Client, worker: FakeWorker, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print('hi')")
+    await client.submit(stack="busybox", code=tmp_path)
+    assert json.loads((await worker.take()).body) == {"stack": "busybox", "code": pack(tmp_path).field}
+    with pytest.raises(RejectedError, match=r"code: .*missing cannot be read"):
+        await client.enqueue({"stack": "busybox", "code": tmp_path / "missing"})
 
 
 async def test_log_events_and_result_of_a_job_come_back(client: Client, worker: FakeWorker) -> None:

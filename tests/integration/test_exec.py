@@ -47,6 +47,18 @@ async def test_the_job_has_the_sandbox_of_the_daemon_and_its_streams_are_ours(pl
     await nothing_left(place)
 
 
+async def test_a_folder_of_code_is_there_to_be_read(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "main.sh").write_text("#!/bin/sh\necho ran in $PWD; touch $JOB_CODE_DIR/x\n")
+    (tmp_path / "app" / "main.sh").chmod(0o700)
+    words = ("--stack", place.worker, "--code", str(tmp_path / "app"))
+    code, out, err = await place.call("exec", *words, "--", "/job/code/main.sh")
+    assert (code, out) == (1, "ran in /work\n")
+    assert err.splitlines()[0].startswith("runner: code: 1 file, 50 bytes, packed to ")
+    assert "Read-only file system" in err
+    await nothing_left(place)
+
+
 async def test_json_has_the_events_and_batches_as_they_would_be_published(place: Place, tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     file.write_text(json.dumps({"id": "mine", "stack": place.worker, "labels": {"a": "b"}, "retry": {"max": 3}}))

@@ -28,6 +28,14 @@ def nothing() -> None:
     return
 
 
+def streamed_zip() -> bytes:
+    """A zip whose list says that an entry's length stands elsewhere."""
+    archive = bytearray(zip_of({"x": "abc"}))
+    at = archive.rindex(b"PK\1\2")
+    archive[at + 24 : at + 28] = b"\xff" * 4
+    return bytes(archive)
+
+
 def unpacked(archive: bytes, folder: Path, most: int = MOST) -> dict[str, str]:
     """What is in the folder afterwards: the text of each file, where each link leads, "/" for a folder."""
     folder.mkdir()
@@ -168,6 +176,7 @@ def test_a_link_in_a_zip_is_held_to_the_same(tmp_path: Path) -> None:
         ([tar_entry("a", type=tarfile.LNKTYPE, linkname="../b")], "../b", ".. in its path"),
         ([tar_entry("x" * 256)], "x" * 200 + "…", "more than 255 bytes"),
         ([tar_entry("x/" * 513)], ("x/" * 100) + "…", "more than 1024 bytes"),
+        ([tar_entry("x/" * 100 + "y")], ("x/" * 100) + "…", "lies in more than 99 folders"),
         ([tar_entry("a\udcffb")], "a\\udcffb", "not UTF-8"),
     ],
 )
@@ -191,6 +200,7 @@ def test_what_no_package_may_have_is_refused_by_name(
         (zip_of({"x": "y" * 100}, method=zipfile.ZIP_BZIP2), 'entry "x" is packed by a method other than deflate'),
         (zip_of({"x": "abc"}, method=0).replace(b"abc", b"abd"), 'entry "x" is not as long as listed'),
         (zip_of({"x": "abc"})[:-1], "is not a zip, or damaged"),
+        (streamed_zip(), "is a ZIP64 file"),
         (zip_of({"x": "abc"})[10:], "is neither a tar.gz nor a zip"),
         (b"PK\3\4" + zip_of({"x": "abc"}), "is not a zip, or damaged"),
         (tar_of({"x": "abc"})[:-9], "is cut off"),

@@ -89,9 +89,10 @@ class PackageStore:
 
     async def close(self) -> None:
         """End what is on its way; what was to be removed is left to the next start."""
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        while self._chores:  # one that ends may leave something to be removed
+            for chore in self._chores:
+                chore.cancel()
+            await asyncio.gather(*self._chores, return_exceptions=True)
 
     async def _package(self, claim: str, tenant: str, code: Code) -> tuple[Package, Arrival]:
         package = self._cache.find(tenant, _digest(code))

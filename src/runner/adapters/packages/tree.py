@@ -16,6 +16,8 @@ PATH_MAX = 1024
 """The most bytes of an entry's path, or of a link's target."""
 NAME_MAX = 255
 """The most bytes of one name in a path; file systems take no more."""
+DEPTH_MAX = 100
+"""The most names in one path; whoever removes a tree has as many folders open at once."""
 _HOPS_MAX = 40
 """Links that may stand in the way of one link; the kernel follows no more."""
 _BLOCK = 4096
@@ -106,6 +108,8 @@ class Tree:
             raise refusal(name, "has .. in its path, which may lead out of the package")
         if any(len(part.encode()) > NAME_MAX for part in parts):
             raise refusal(name, f"has a name of more than {NAME_MAX} bytes")
+        if len(parts) > DEPTH_MAX:
+            raise refusal(name, f"lies in more than {DEPTH_MAX - 1} folders")
         return "/".join(parts)
 
     def _claim(self, name: str, path: str, kind: _Kind) -> None:

@@ -19,7 +19,10 @@ _LOCATOR = 20
 _ENCRYPTED = 0x41
 _STORED, _DEFLATED = 0, 8
 _UNIX = 3
+_ELSEWHERE = 0xFFFFFFFF
+"""What ZIP64 writes in place of a number that it has written elsewhere."""
 _DAMAGED = "is not a zip, or damaged"
+_ZIP64 = "is a ZIP64 file; write a plain zip, or a tar.gz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class ZipReader:
         if at < 0 or len(tail) - at < _END.size:
             raise damage(_DAMAGED)
         if tail[max(0, at - _LOCATOR) :].startswith(b"PK\6\7"):
-            raise damage("is a ZIP64 file; make a tar.gz of what is so large")
+            raise damage(_ZIP64)
         _, _, _, here, count, _, offset, _ = _END.unpack_from(tail, at)
         if here != count:
             raise damage("is a part of a zip in several parts")
@@ -74,6 +77,8 @@ class ZipReader:
         (name_length, extra, comment, _, _, attributes, offset) = fields[10:]
         if magic != b"PK\1\2":
             raise damage(_DAMAGED)
+        if _ELSEWHERE in (packed, size, offset):
+            raise damage(_ZIP64)
         name = self._at(position + _LISTED.size, name_length).decode("utf-8", "surrogateescape")
         mode = attributes >> 16 if made_by >> 8 == _UNIX else 0
         entry = _Entry(
