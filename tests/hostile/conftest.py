@@ -21,6 +21,7 @@ class Arena:
     acme: Submitter
 
 
+STACKS = {STACK: "", f"{STACK}-terse": 'log_flood = "kill"\nlimits.log_bytes = "64k"\n'}
 OpenArena = Callable[..., AbstractAsyncContextManager[Arena]]
 
 
@@ -41,7 +42,7 @@ def arena_at(
         folder, ns = tmp_path_factory.mktemp("arena"), f"h{token_hex(5)}"
         async with open_site(broker=broker.url, engine=engine.url, image=busybox_image, folder=folder, ns=ns) as site:
             async with aiodocker.Docker(url=engine.url) as docker:
-                for name, text in {STACK: "", **(stacks or {})}.items():
+                for name, text in {**STACKS, **(stacks or {})}.items():
                     site.write_stack(name, text)
                     await docker.images.tag(hostile_image, repo=f"runner/{name}", tag="current")
             async with site.daemon(**settings) as daemon:

@@ -15,7 +15,7 @@ static void send_all(int fd, size_t size)
     }
 }
 
-/* flood FD KIND MEBIBYTES: as fast as they are taken. KIND: lines, line (without an end), nul, binary, tiny. */
+/* flood FD KIND MEBIBYTES: as fast as they are taken. KIND: lines, line (without an end), nul, binary. */
 int flood(int count, char **words)
 {
     if (count < 3)
@@ -25,10 +25,18 @@ int flood(int count, char **words)
         block[i] = strcmp(words[1], "nul") == 0 ? 0
                  : strcmp(words[1], "binary") == 0 ? (char)(128 + i * 37 % 128)
                  : strcmp(words[1], "line") == 0 ? 'x'
-                 : strcmp(words[1], "tiny") == 0 ? '\n'
                  : i % 64 == 63 ? '\n' : 'x';
     for (long left = atol(words[2]) * MIB / (long)sizeof block; left > 0; left--)
         send_all(fd, sizeof block);
+    return 0;
+}
+
+/* blanks N: as many empty lines, each written by itself. */
+int blanks(int count, char **words)
+{
+    for (int left = count > 0 ? atoi(words[0]) : 1000; left > 0; left--)
+        if (write(1, "\n", 1) != 1)
+            return 3;
     return 0;
 }
 
