@@ -137,7 +137,8 @@ class Followed:
 
 def _precedes(known: dict[str, Any], batch: dict[str, Any]) -> bool:
     one, other = known["off"], batch["off"]
-    return bool((one["out"], one["err"]) != (other["out"], other["err"]) and known["seq"] < batch["seq"])
+    earlier = one["out"] <= other["out"] and one["err"] <= other["err"] and one != other
+    return bool(earlier and known["seq"] < batch["seq"])
 
 
 @dataclass(slots=True, kw_only=True)
