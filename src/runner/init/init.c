@@ -45,7 +45,7 @@ static long sys(long number, long a, long b, long c, long d, long e)
 }
 
 /* The kernel starts us without a return address, which C counts on for the alignment of the stack. */
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall run\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tand $-16, %rsp\n\tcall run\n");
 
 #elif defined(__aarch64__)
 enum {
@@ -70,7 +70,7 @@ static long sys(long number, long a, long b, long c, long d, long e)
     return x0;
 }
 
-__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tbl run\n");
+__asm__(".globl _start\n_start:\n\tmov x29, #0\n\tmov x0, sp\n\tbl run\n");
 
 #else
 #error "the init knows x86_64 and aarch64"
@@ -188,6 +188,8 @@ static _Noreturn void refuse(const char *why)
     write_all(2, why, length_of(why));
     leave(70);
 }
+
+#include "probe.c"
 
 /* ---- the frame ----------------------------------------------------------------------------------------------------- */
 
@@ -748,10 +750,13 @@ static void announce_start(void)
     write_record(1, job.start_nonce, &ns, sizeof ns);
 }
 
-_Noreturn __attribute__((used)) void run(void)
+_Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel leaves it: the count of words, the words */
 {
+    const char *const *words = (const char *const *)(stack + 1);
     if (sys(NR_GETPID, 0, 0, 0, 0, 0) != 1)
         refuse("runner-init: only for PID 1 of a container: it kills every other process\n");
+    if (stack[0] > 1 && same(words[1], "probe", 6))
+        probe(words + 2, (uint32_t)stack[0] - 2);
     sys(NR_PRCTL, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the job, though of our uid, can't read the nonce from our memory */
     reset_signals();
     read_frame();
