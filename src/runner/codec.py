@@ -342,23 +342,11 @@ def decode_job(body: bytes, envelope: Envelope, now: datetime) -> Job | Invalid:
         return replace(blank, code=DeadCode.UNDECODABLE, reason=str(error))
     try:
         message = JobMessage.model_validate(fields)
-        unsupported(message)
     except ValidationError as error:
         return _refused(blank, _faults(error), fields)
     except ValueError as error:
         return _refused(blank, str(error), fields)
     return _job(message, message.id or blank.id, envelope, published, reply)
-
-
-def unsupported(message: JobMessage) -> None:
-    """Refuse what this version does not do yet. Raises ValueError naming the field."""
-    asked = {
-        "network": message.network is Network.EGRESS,
-    }
-    for name, wanted in asked.items():
-        if wanted:
-            what = {"network": 'network: "egress"'}.get(name, name)
-            raise ValueError(f"{what} is not supported by this version of the runner yet; leave it out")
 
 
 def _parse(body: bytes) -> dict[str, Any]:

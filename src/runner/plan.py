@@ -1,11 +1,11 @@
 """From a job and its stack to a plan that can be carried out. Pure."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Job, Limits, LimitsRequest, LinkedCode, Plan, SecretRef, Stack
+from runner.job import Bytes, Job, Limits, LimitsRequest, LinkedCode, Network, Plan, SecretRef, Stack
 from runner.sources import Source, is_allowed, parse_source
 from runner.units import format_duration, format_size, spell_size
 
@@ -18,6 +18,15 @@ CPUS_MIN = 0.01
 _NO_SCRATCH = Bytes(0)
 SCRATCH_MIN = Bytes(2**20)
 """A file system needs some room for itself."""
+
+
+Refusal = Callable[[Stack], str | None]
+"""Why a stack's jobs cannot reach out now; None when they can."""
+
+
+def no_egress(_: Stack) -> str:
+    """What a worker without egress networks says."""
+    return "this worker has no egress network"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,7 @@ class Policy:
     code: tuple[Source, ...] = ()
     tenant_secrets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     scratch: Bytes = _NO_SCRATCH
+    egress: Refusal = no_egress
 
     def allows(self, tenant: str, stack: str) -> bool:
         """Whether the tenant may use the stack; all stacks unless the operator names some."""
@@ -75,7 +85,7 @@ def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
     """Settle every choice that the job leaves open.
 
     Raises `RejectedError` naming the field when the job asks for more than the operator allows, and `DeferredError`
-    when only this machine is too small for it.
+    when only this machine is too small for it, or has no way out for it.
     """
     if not policy.allows(job.route.tenant, stack.name):
         raise RejectedError(f"stack: tenant {job.route.tenant} may not use stack {stack.name}")
@@ -84,8 +94,11 @@ def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
         raise RejectedError(f"command: stack {stack.name} has no command of its own, so the job has to name one")
     limits = limits_of(stack, policy, job.limits)
     _check_machine(limits, policy)
+    network = job.network or stack.network
+    if network is Network.EGRESS and (why := policy.egress(stack)) is not None:
+        raise DeferredError(why)
     secrets = policy.secrets(job.route.tenant, stack)
-    return Plan(job=job, stack=stack, command=command, limits=limits, secrets=secrets)
+    return Plan(job=job, stack=stack, command=command, limits=limits, network=network, secrets=secrets)
 
 
 def limits_of(stack: Stack, policy: Policy, request: LimitsRequest) -> Limits:

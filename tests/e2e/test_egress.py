@@ -2,25 +2,37 @@
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from socket import SOCK_DGRAM
+from typing import Any, cast
 
 import aiodocker
 import pytest
-from tests.e2e.daemon import Site
-from tests.egress_site import LISTED, NAMES, Machine, open_machine
-from tests.netns import entered, path_of
-from tests.services import build_busybox
+from tests.e2e.daemon import Daemon, Site, eventually, open_site
+from tests.e2e.submitter import STACK, Submitter, open_submitter
+from tests.egress_site import FOREIGN, LISTED, METADATA, NAMES, OUTSIDE, PRIVATE, PUBLIC, Machine, open_machine
+from tests.netns import entered, path_of, socket_in
+from tests.services import Endpoint
 
+from runner.adapters.network.segments import table_name
 from runner.app.finding import Finding, Remedy
 from runner.app.network import Applied, apply_network, check_network, remove_network
 from runner.errors import ConfigError, EngineGone, HostError
 from runner.settings import Settings, load_settings
 
+pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
 WIDE, NARROW = "runner0", "runner0-listed"
+_OTHERS = ("jobs0", "jobs0-listed")
+"""Networks of the worker whose jobs run, beside those that the other tests make and remove."""
 _PLAIN = {"network__nameservers": f'["{NAMES}"]'}
 
 
@@ -39,13 +51,14 @@ class Operator:
 
     machine: Machine
     site: Site
+    plain: Mapping[str, str]
 
     async def command(self, *words: str, **settings: str) -> Said:
         """A command on the machine."""
         command = ("nsenter", f"--net={path_of(self.machine.host)}", sys.executable, "-m", "runner", *words)
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=self.site.environment(_PLAIN | settings),
+            env=self.site.environment({**self.plain, **settings}),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -53,7 +66,7 @@ class Operator:
         return Said(code=process.returncode or 0, out=out.decode(), err=err.decode())
 
     def settings(self, **settings: str) -> Settings:
-        return load_settings(self.site.environment(_PLAIN | settings))
+        return load_settings(self.site.environment({**self.plain, **settings}))
 
     async def apply(self, **settings: str) -> Applied:
         with entered(self.machine.host):
@@ -67,24 +80,126 @@ class Operator:
         with entered(self.machine.host):
             return await remove_network(self.settings(**settings))
 
-    def lose_rules(self) -> None:
+    def lose_rules(self, table: str) -> None:
         """What `nft flush ruleset` does to us; the engine's own chains stay."""
         for family in ("inet", "bridge"):
-            self.machine.run("nft", "delete", "table", family, "runner_runner0")
+            self.machine.run("nft", "delete", "table", family, table)
 
     async def left(self) -> tuple[set[str], set[str], list[str]]:
         """The engine's networks, the tables and the files that are ours."""
         async with aiodocker.Docker(url=self.site.engine) as docker:
             networks = {network["Name"] for network in await docker.networks.list()}
-        tables = {line for line in self.machine.run("nft", "list", "tables").splitlines() if "runner" in line}
-        return networks - {"host", "none"}, tables, [path.name for path in self.site.state_dir.glob("[er]*")]
+        name = table_name(self.plain.get("network__bridge", "runner0"))
+        tables = {line for line in self.machine.run("nft", "list", "tables").splitlines() if name in line}
+        return (
+            {name for name in networks if name not in ("host", "none", *_OTHERS)},
+            tables,
+            [path.name for path in self.site.state_dir.glob("[er]*")],
+        )
 
 
 @pytest.fixture(scope="module")
 async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Machine]:
     async with open_machine(tmp_path_factory.mktemp("machine")) as machine:
-        await build_busybox(machine.engine.url)
         yield machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """A daemon whose jobs reach out, an operator, and a submitter."""
+
+    operator: Operator
+    daemon: Daemon
+    submitter: Submitter
+
+    async def tried(self, *addresses: str, stack: str = "reaching", **fields: Any) -> list[str]:
+        """Which of the addresses (`host:port`) a job reaches."""
+        script = (
+            'for each; do [ "$(nc -w 1 "${each%:*}" "${each#*:}" </dev/null)" = hello ] && echo "$each"; done; true'
+        )
+        job = await self.submitter.run(["sh", "-c", script, "sh", *addresses], stack=stack, **fields)
+        job.ended("succeeded", exit_code=0)
+        return job.text().split()
+
+
+@asynccontextmanager
+async def serving(namespace: str, address: str, port: int) -> AsyncIterator[None]:
+    """Somebody in a namespace who says hello."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    listening = socket_in(namespace)
+    listening.bind((address, port))
+    async with await asyncio.start_server(greet, sock=listening):
+        yield
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Knows one address, whatever it is asked."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        end = data.index(0, 12) + 5
+        if data[end - 4 : end - 2] == b"\0\1":  # an address
+            answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + IPv4Address(PUBLIC).packed
+            head = data[:2] + b"\x81\x80" + data[4:6] + b"\0\1\0\0\0\0"
+            self._transport.sendto(head + data[12:end] + answer, addr)
+        else:
+            self._transport.sendto(data[:2] + b"\x81\x80" + data[4:6] + bytes(6) + data[12:end], addr)
+
+
+@asynccontextmanager
+async def naming(namespace: str, address: str) -> AsyncIterator[None]:
+    listening = socket_in(namespace, kind=SOCK_DGRAM)
+    listening.setblocking(False)
+    listening.bind((address, 53))
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(NameServer, sock=listening)
+    try:
+        yield
+    finally:
+        transport.close()
+
+
+_OURS = {**_PLAIN, "network__bridge": "jobs0"}
+
+
+@pytest.fixture(scope="module")
+async def reach(broker: Endpoint, machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reach]:
+    """A worker on the machine, with networks; at the end nothing is left of them."""
+    folder, ns = tmp_path_factory.mktemp("reach"), f"e{token_hex(5)}"
+    async with AsyncExitStack() as stack:
+        for address, port in ((PUBLIC, 80), (LISTED, 80), (LISTED, 81), (METADATA, 80), (PRIVATE, 80), (FOREIGN, 53)):
+            await stack.enter_async_context(serving(machine.out, address, port))
+        for address in (NAMES, FOREIGN):
+            await stack.enter_async_context(naming(machine.out, address))
+        await stack.enter_async_context(serving(machine.host, "0.0.0.0", 8080))
+        site = await stack.enter_async_context(
+            open_site(broker=broker.url, engine=machine.engine.url, image=machine.image, folder=folder, ns=ns)
+        )
+        site.write_stack("reaching", 'network = "egress"\n')
+        site.write_stack("listed", f'network = "egress"\nallow = ["{LISTED}:80"]\n')
+        async with aiodocker.Docker(url=site.engine) as docker:
+            for name in ("reaching", "listed"):
+                await docker.images.tag(machine.image, repo=f"runner/{name}", tag="current")
+        operator = Operator(machine=machine, site=site, plain=_OURS)
+        await operator.apply()
+        async with site.daemon(**_OURS) as daemon:
+            await daemon.ready()
+            await eventually(partial(is_proven, daemon), "the networks are proven")
+            async with open_submitter(site.broker, site.ns) as submitter:
+                yield Reach(operator=operator, daemon=daemon, submitter=submitter)
+            daemon.terminate()
+            assert await daemon.exited() == 0
+            assert await site.containers() == []
+            assert all("egress network is not proven any more" in line for line in daemon.faults()), daemon.faults()
+        await operator.remove()
+        assert await operator.left() == (set(), set(), [])
 
 
 @pytest.fixture
@@ -93,7 +208,7 @@ async def operator(machine: Machine, tmp_path: Path, namespace: str) -> AsyncIte
     site = Site(broker="amqp://127.0.0.1:1/", engine=machine.engine.url, folder=tmp_path, ns=namespace)
     site.state_dir.mkdir()
     site.write_stack("listed", f'network = "egress"\nallow = ["{LISTED}:80"]\n')
-    operator = Operator(machine=machine, site=site)
+    operator = Operator(machine=machine, site=site, plain=_PLAIN)
     yield operator
     await operator.remove()
     assert await operator.left() == (set(), set(), [])
@@ -114,12 +229,12 @@ async def test_networks_and_rules_are_made_once(operator: Operator) -> None:
 
 
 async def test_the_commands_tell_what_they_did_and_what_is_to_do(operator: Operator) -> None:
-    unset = await operator.command("network", "check")
+    unset = (await operator.check())["egress"]
     made = await operator.command("network", "apply", "--json")
     checked = await operator.command("network", "check", "--json")
     removed = await operator.command("network", "remove")
 
-    assert (unset.code, unset.out) == (78, "mend  egress         is not set up; run: runner network apply\n")
+    assert (unset.detail, unset.remedy) == ("is not set up; run: runner network apply", Remedy.CONFIG)
     assert [network["name"] for network in json.loads(made.out)["networks"]] == [WIDE, NARROW]
     assert checked.code == made.code == removed.code == 0
     assert all(json.loads(line)["ok"] for line in checked.out.splitlines())
@@ -130,7 +245,7 @@ async def test_rules_that_vanished_or_were_changed_are_told_and_made_again(opera
     await operator.apply()
     operator.machine.run("nft", "insert", "rule", "inet", "runner_runner0", "out", "accept")
     changed = await operator.check()
-    operator.lose_rules()
+    operator.lose_rules("runner_runner0")
     lost = await operator.check()
 
     assert changed["rules"].remedy is lost["rules"].remedy is Remedy.MACHINE
@@ -145,7 +260,7 @@ async def test_a_changed_setting_or_list_counts_once_it_is_applied(operator: Ope
     operator.site.write_stack("more", 'allow = ["192.168.7.0/24"]\n')
 
     assert "runner0-more" in (await operator.check())["settings"].detail
-    assert "network.connections" in (await operator.check(network__connections="7"))["settings"].detail
+    assert "network.connections" in (await operator.check(network__connections="70"))["settings"].detail
     assert "made the network runner0-more" in " ".join((await operator.apply()).did)
     findings = await operator.check()
     assert findings["settings"].ok
@@ -200,3 +315,78 @@ async def test_a_network_of_somebody_elses_is_left_alone(operator: Operator) -> 
 async def test_without_an_engine_it_says_so(operator: Operator) -> None:
     with pytest.raises(EngineGone, match="no connection to the engine"):
         await operator.apply(engine__url="unix:///nowhere/docker.sock")
+
+
+async def is_proven(daemon: Daemon) -> bool:
+    return (await daemon.metrics())["runner_egress_proven"] == 1
+
+
+async def test_a_job_reaches_what_is_public_and_nothing_else(reach: Reach) -> None:
+    gateway = "198.18.0.1:8080"
+    shut = (gateway, f"{OUTSIDE}:8080", f"{METADATA}:80", f"{PRIVATE}:80", f"{FOREIGN}:53")
+
+    assert await reach.tried(f"{PUBLIC}:80", f"{LISTED}:81", "a.example:80", *shut) == [
+        f"{PUBLIC}:80",
+        f"{LISTED}:81",
+        "a.example:80",
+    ]
+
+
+async def test_jobs_do_not_reach_each_other(reach: Reach) -> None:
+    script = "hostname -i; while :; do echo hello | nc -l -p 8080; done"
+    neighbour = await reach.submitter.submit(["sh", "-c", script], stack="reaching")
+    await neighbour.wrote("198.18.")
+    address = neighbour.text().split()[0]
+    try:
+        found = await reach.tried(f"{address}:8080", f"{PUBLIC}:80")
+        listed = await reach.tried(f"{address}:8080", f"{LISTED}:80", stack="listed")
+    finally:
+        await reach.submitter.cancel(neighbour)
+        await neighbour.finished()
+
+    assert found == [f"{PUBLIC}:80"]
+    assert listed == [f"{LISTED}:80"]
+
+
+async def test_a_job_of_a_stack_with_a_list_reaches_that_alone(reach: Reach) -> None:
+    tried = (f"{LISTED}:80", f"{LISTED}:81", f"{PUBLIC}:80", "198.18.0.1:8080", f"{METADATA}:80")
+
+    assert await reach.tried(*tried, stack="listed") == [f"{LISTED}:80"]
+
+
+async def test_a_job_chooses_for_itself(reach: Reach) -> None:
+    assert await reach.tried(f"{PUBLIC}:80", network="none") == []
+    assert await reach.tried(f"{PUBLIC}:80", network="egress", stack=STACK) == [f"{PUBLIC}:80"]
+
+
+async def test_a_job_asks_the_name_servers_that_were_applied(reach: Reach) -> None:
+    script = "cat /etc/resolv.conf; nslookup a.example 127.0.0.11; nslookup a.example " + FOREIGN
+    job = await reach.submitter.run(["sh", "-c", script], stack="reaching", limits={"timeout": "60s"})
+
+    assert job.text().startswith(f"nameserver {NAMES}\n")
+    assert job.text().count(f"Address: {PUBLIC}") == 1
+
+
+async def test_without_rules_no_job_reaches_out_until_they_are_back(reach: Reach) -> None:
+    operator, daemon = reach.operator, reach.daemon
+    operator.lose_rules("runner_jobs0")
+    assert "not loaded" in (await operator.check())["rules"].detail
+    os.utime(operator.site.state_dir / "egress.json")  # as if applied again: it is probed now and not in a minute
+
+    async def is_noticed() -> bool:
+        return not await is_proven(daemon)
+
+    await eventually(is_noticed, "the daemon notices that the rules are gone")
+    job = await reach.submitter.submit(["true"], stack="reaching")
+    deferred = await job.event("deferred")
+    await reach.submitter.cancel(job)
+    unaffected = await reach.submitter.run(["true"])
+    await operator.apply()
+    await eventually(partial(is_proven, daemon), "the daemon notices that the rules are back")
+
+    assert "this worker's egress network is not proven: jobs0: this host (198.18.0.1:9)" in deferred["reason"]
+    assert "can be reached" in deferred["reason"]
+    assert deferred["reason"].endswith("run: runner network apply")
+    unaffected.ended("succeeded", exit_code=0)
+    (await job.finished()).ended("cancelled")
+    (await reach.submitter.run(["true"], stack="reaching")).ended("succeeded", exit_code=0)

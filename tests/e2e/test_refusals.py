@@ -66,20 +66,6 @@ async def test_what_is_no_job_is_refused(acme: Submitter, fields: dict[str, obje
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
-    [
-        ("network", {"network": "egress"}),
-    ],
-)
-async def test_what_is_not_supported_yet_is_refused(acme: Submitter, name: str, fields: dict[str, object]) -> None:
-    job_id = f"unsupported-{name.replace('.', '-')}"
-    job = await refused(
-        acme, body_with(job_id, **fields), job_id, code="rejected", reason="is not supported by this version"
-    )
-    assert job.result["reason"].startswith(name)
-
-
-@pytest.mark.parametrize(
     ("job_id", "body", "reason"),
     [
         ("cut-off", b'{"stack": "e2e-pl', "the message is not JSON"),

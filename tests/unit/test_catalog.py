@@ -209,20 +209,6 @@ async def test_a_runtime_that_the_operator_did_not_allow_is_refused(world: World
         await world.catalog.resolve(ref())
 
 
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ('network = "egress"', 'network: "egress"'),
-        ('allow = ["192.0.2.1:443"]', "allow"),
-    ],
-)
-async def test_what_jobs_would_silently_go_without_is_refused(world: World, text: str, key: str) -> None:
-    world.write("py", text)
-    world.built("py")
-    with pytest.raises(DeferredError, match=f"{key}: this version does not support it yet"):
-        await world.catalog.resolve(ref())
-
-
 async def test_a_changed_file_counts_at_once(world: World) -> None:
     world.write("py", 'command = ["one"]')
     world.built("py")

@@ -5,6 +5,7 @@ import time
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from runner.codec import (
     parse_route,
     tenant_of,
 )
+from runner.destination import Destination
 from runner.job import (
     Blame,
     Bytes,
@@ -43,6 +45,7 @@ from runner.job import (
     Line,
     LinkedCode,
     LogStats,
+    Network,
     Outcome,
     Priority,
     Reply,
@@ -514,20 +517,24 @@ def test_an_events_address_is_the_same_however_often_it_is_sent() -> None:
     assert Notice.from_json(notice.to_json()) == notice
 
 
+LISTED = Destination(range=IPv4Network("203.0.113.7/32"), port=443)
+
+
 def test_choices_survive_being_kept() -> None:
     choices = Choices(
-        stack=Stack(name="a", revision="1", image="sha256:1", env={"A": "é"}, cap_add=("X",)),
+        stack=Stack(name="a", revision="1", image="sha256:1", env={"A": "é"}, cap_add=("X",), allow=(LISTED,)),
         command=("a", ""),
         limits=Limits(timeout=timedelta(seconds=1.5)),
+        network=Network.EGRESS,
         secrets=(SecretRef(name="token", shared=True),),
     )
     assert decode_choices(encode_choices(choices)) == choices
 
 
-def test_choices_of_a_version_without_secrets_can_be_read() -> None:
+def test_choices_of_a_version_without_secrets_and_networks_can_be_read() -> None:
     choices = Choices(stack=Stack(name="a", revision="1", image="sha256:1"), command=("a",), limits=Limits())
     kept = json.loads(encode_choices(choices))
-    del kept["secrets"], kept["stack"]["secrets"]
+    del kept["secrets"], kept["stack"]["secrets"], kept["network"], kept["stack"]["allow"]
     assert decode_choices(json.dumps(kept)) == choices
 
 

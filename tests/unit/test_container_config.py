@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.attempts import make_attempt
 
-from runner.adapters.docker.config import Site, create_body, places
+from runner.adapters.docker.config import Access, Site, create_body, places
 from runner.adapters.docker.description import describe, environment
 from runner.job import Bytes, InlineCode, Limits, Stack
 
@@ -86,6 +86,21 @@ def test_a_scratch_disk_is_a_volume_that_goes_with_the_container() -> None:
     description = describe(make_attempt("true", limits=limits), NONCE)
     assert description.places == places(limits)
     assert description.rlimits[resource.RLIMIT_FSIZE] > limits.scratch
+
+
+def test_a_job_that_reaches_out_differs_in_its_network_and_its_name_servers_alone() -> None:
+    access = Access(network="runner0", nameservers=("192.0.2.53",), resolv_conf=Path("/var/lib/runner/resolv.conf"))
+    shut, reaching = (
+        create_body(PLAIN, Limits(), FOLDER, SITE),
+        create_body(PLAIN, Limits(), FOLDER, SITE, access=access),
+    )
+
+    mount = reaching["HostConfig"]["Mounts"].pop()
+    assert (mount["Source"], mount["Target"]) == ("/var/lib/runner/resolv.conf", "/etc/resolv.conf")
+    assert mount["ReadOnly"]
+    assert reaching["HostConfig"].pop("Dns") == ["192.0.2.53"]
+    assert (shut["HostConfig"].pop("NetworkMode"), reaching["HostConfig"].pop("NetworkMode")) == ("none", "runner0")
+    assert reaching == shut
 
 
 def test_the_init_is_told_exactly_this() -> None:

@@ -49,6 +49,7 @@ CONTRACT = {
     "runner_engine_up": set(),
     "runner_code_packages": {"result"},
     "runner_code_cache_bytes": set(),
+    "runner_egress_proven": set(),
     "runner_amqp_up": set(),
     "runner_amqp_reconnects": set(),
     "runner_leases_adopted": set(),
@@ -230,6 +231,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
     metrics.output(Stream.ERR, 100)
     metrics.output_omitted(40)
     metrics.engine_up(True)
+    metrics.egress_proven(True)
     metrics.containers_unaccounted(2)
     metrics.call_failed("start", "timeout")
     metrics.lease_adopted()
@@ -247,6 +249,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
         "runner_log_bytes_total{stream=err}": 100,
         "runner_log_dropped_bytes_total": 40,
         "runner_engine_up": 1,
+        "runner_egress_proven": 1,
         "runner_containers_unaccounted": 2,
         "runner_engine_errors_total{kind=timeout,operation=start}": 1,
         "runner_leases_adopted_total": 1,

@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import STACK, make_job
 
 from runner.errors import DeferredError, RejectedError
-from runner.job import Bytes, Limits, LimitsRequest, SecretRef
+from runner.job import Bytes, Limits, LimitsRequest, Network, SecretRef
 from runner.plan import Policy, check_request, make_plan
 
 MIB = 2**20
@@ -36,6 +36,26 @@ def test_the_jobs_command_is_the_one_that_counts() -> None:
 def test_a_job_and_a_stack_without_a_command() -> None:
     with pytest.raises(RejectedError, match=r"^command: stack busybox has no command of its own"):
         make_plan(make_job(command=None), replace(STACK, command=()), POLICY)
+
+
+def test_the_jobs_network_is_the_one_that_counts() -> None:
+    reaching = replace(STACK, network=Network.EGRESS)
+    policy = replace(POLICY, egress=lambda _: None)
+
+    assert make_plan(make_job(), STACK, policy).network is Network.NONE
+    assert make_plan(make_job(), reaching, policy).network is Network.EGRESS
+    assert make_plan(make_job(network=Network.NONE), reaching, policy).network is Network.NONE
+    assert make_plan(make_job(network=Network.EGRESS), STACK, policy).network is Network.EGRESS
+
+
+def test_a_job_that_cannot_reach_out_here_is_passed_on_and_no_other() -> None:
+    policy = replace(POLICY, egress=lambda stack: f"{stack.name} cannot reach out")
+
+    with pytest.raises(DeferredError, match="busybox cannot reach out"):
+        make_plan(make_job(network=Network.EGRESS), STACK, policy)
+    with pytest.raises(DeferredError, match="this worker has no egress network"):
+        make_plan(make_job(network=Network.EGRESS), STACK, POLICY)
+    assert make_plan(make_job(), STACK, policy).network is Network.NONE
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,10 @@ class Metrics:
         """Whether the engine answers."""
         self._engine_up.set(up)
 
+    def egress_proven(self, proven: bool) -> None:  # noqa: FBT001 - it is the value
+        """Whether all networks of jobs that reach out are proven to be shut where they have to be."""
+        self._egress_proven.set(proven)
+
     def container_created(self) -> None:
         """There is one more container of ours."""
         self._containers_created.inc()
@@ -246,6 +250,7 @@ class Metrics:
             "engine_errors", "Calls to the container engine that failed", "operation", "kind"
         )
         self._engine_up = self._gauge("engine_up", "1 while the container engine answers")
+        self._egress_proven = self._gauge("egress_proven", "1 while the networks of jobs that reach out are proven")
 
     def _define_packages(self) -> None:
         self._packages = self._counter("code_packages", "Code that jobs brought along, by what became of it", "result")

@@ -1,11 +1,13 @@
 """The networks of jobs that reach out: made, verified and removed, for an operator."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 
 from runner.adapters.network import host, nft
 from runner.adapters.network.bridges import Bridge, Bridges, open_bridges
+from runner.adapters.network.proof import CONTAINER, IMAGE
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.adapters.network.rules import Isolation
 from runner.adapters.network.segments import DEFAULT_RANGE, Wanted, free_subnet, network_of, table_name, wanted_networks
@@ -17,6 +19,8 @@ from runner.stacks.lists import allow_lists
 
 APPLY = "run: runner network apply"
 
+_PROBE_MOST = 30
+"""Seconds that a probe is waited for."""
 _NO_NAME_SERVERS = (
     "network.nameservers: this machine's resolv.conf names none that a job could reach; write for example "
     '["192.0.2.53"], the addresses of those that jobs may ask'
@@ -111,7 +115,7 @@ class _Apply:
 
     async def _clear(self, bridge: Bridge) -> Made | None:
         """Remove a network that is not as it should be. One that is in use is shut instead, if nobody wants it."""
-        found = await self.bridges.inspect(bridge.name)
+        found = await _in_use(self.bridges, bridge.name)
         if found is None:
             return None
         if not found.attached:
@@ -190,12 +194,13 @@ async def remove_network(settings: Settings) -> tuple[str, ...]:
     async with open_bridges(settings.engine.url) as bridges:
         names = [bridge.name for bridge in await bridges.all() if bridge.worker == settings.worker.name]
         for name in names:
-            found = await bridges.inspect(name)
+            found = await _in_use(bridges, name)
             if found is not None and found.attached:
                 raise HostError(f"the network {name} is used by {', '.join(found.attached)}; let that end first")
         for name in names:
             await bridges.remove(name)
             removed.append(f"the network {name}")
+        await bridges.forget_image(IMAGE)
     tables = {table_name(settings.network.bridge)}
     try:
         record = file.read()
@@ -205,6 +210,16 @@ async def remove_network(settings: Settings) -> tuple[str, ...]:
     removed += [f"the rules of {table}" for table in sorted(tables) if nft.delete(table)]
     file.remove()
     return tuple(removed)
+
+
+async def _in_use(bridges: Bridges, name: str) -> Bridge | None:
+    """The network, once no probe is on it: the daemon's take some seconds."""
+    for _ in range(_PROBE_MOST):
+        found = await bridges.inspect(name)
+        if found is None or not any(user.startswith(CONTAINER) for user in found.attached):
+            return found
+        await asyncio.sleep(1)
+    return await bridges.inspect(name)
 
 
 def name_servers(settings: Settings) -> tuple[IPv4Address, ...]:

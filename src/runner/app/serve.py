@@ -26,6 +26,7 @@ from runner.adapters.systemd import ServiceManager
 from runner.app.broker import Broker, open_broker, ready_topology
 from runner.app.debts import Debts
 from runner.app.disk import Disks
+from runner.app.egress import Gate, Watch
 from runner.app.knowledge import WorkerKnowledge
 from runner.app.packages import open_packages_of
 from runner.app.policy import policy_of
@@ -73,6 +74,7 @@ async def serve(settings: Settings) -> None:
         catalog = open_catalog(settings, images)
         metrics = _metrics(settings, catalog)
         packages = await stack.enter_async_context(open_packages_of(settings, settings.worker.state_dir, metrics))
+        gate = Gate(settings)
         house = await stack.enter_async_context(
             open_engine(
                 url=settings.engine.url,
@@ -83,6 +85,7 @@ async def serve(settings: Settings) -> None:
                 reserve=settings.capacity.disk_free,
                 start_parallelism=settings.engine.start_parallelism,
                 warm_memory=settings.warm_memory,
+                access=gate.access,
             )
         )
         daemon = Daemon(
@@ -94,6 +97,8 @@ async def serve(settings: Settings) -> None:
             metrics=metrics,
             packages=packages,
             house=house,
+            gate=gate,
+            watch=Watch(settings=settings, gate=gate, probes=house.probes, images=images, tell=metrics.egress_proven),
             disks=Disks(settings, house),
             debts=Debts(journal=journal, owed={}),
             fairness=Fairness(_shares(settings)),
@@ -113,6 +118,8 @@ class Daemon:
     metrics: Metrics
     packages: PackageStore
     house: OpenEngine
+    gate: Gate
+    watch: Watch
     disks: Disks
     debts: Debts
     fairness: Fairness
@@ -204,6 +211,7 @@ class Daemon:
                 tasks.create_task(chore)
                 for chore in (
                     health.run(),
+                    self.watch.run(),
                     self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(worker),
                     self.house.engine.fitness.run(partial(self._hinder, "start")),
@@ -298,7 +306,7 @@ class Daemon:
         )
         rules = Rules(
             name=settings.worker.name,
-            policy=policy_of(settings),
+            policy=policy_of(settings, self.gate.refusal),
             max_lost=settings.worker.max_lost,
             max_deferred=settings.worker.max_deferred,
             drain_timeout=settings.worker.drain_timeout,
@@ -334,6 +342,7 @@ class Daemon:
             },
             "free": _free(worker) if worker else {},
             "capped": [name for name in settings.tenants if self.fairness.full(name)],
+            "egress": self.gate.status(),
             "unaccounted": self.house.audit.unaccounted,
             "warm": dict(self.house.engine.warm.counts()),
         }
@@ -350,6 +359,8 @@ class Daemon:
 
     def _engine_changed(self, up: bool, why: str) -> None:  # noqa: FBT001 - the callback's form
         self.metrics.engine_up(up)
+        if up:
+            self.watch.engine_returned()
         self._hinder("engine", None if up else f"the container engine does not answer: {why}")
 
     def _hinder(self, who: str, why: str | None) -> None:

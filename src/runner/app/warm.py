@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from runner.adapters.docker.warm import Standing
 from runner.errors import RejectedError
-from runner.job import LimitsRequest
+from runner.job import LimitsRequest, Network
 from runner.plan import Policy, limits_of
 from runner.stacks.catalog import Catalog
 
@@ -28,7 +28,7 @@ class StandingOrders:
                 limits = limits_of(stack, self.policy, LimitsRequest())
             except RejectedError:
                 continue  # nor could a job without limits of its own be run: its rejection says why
-            if limits.scratch:
-                continue  # a disk cannot be mounted later
+            if limits.scratch or stack.network is not Network.NONE:
+                continue  # a disk cannot be mounted later, nor a network be proven
             standing.append(Standing(stack=stack, limits=limits, count=count))
         return standing

@@ -17,7 +17,7 @@ enum { NR_SOCKET = 198, NR_CONNECT = 203, NR_GETSOCKOPT = 209 };
 
 enum { AF_INET = 2, SOCK_STREAM = 1, SOCK_DGRAM = 2, SOCK_NONBLOCK = 04000, SOL_SOCKET = 1, SO_ERROR = 4 };
 enum { ECONNREFUSED = 111, EHOSTUNREACH = 113, EINPROGRESS = 115 };
-enum { PROBES_MAX = 16, ROUNDS = 6, ROUND_MS = 1000 };
+enum { PROBES_MAX = 16, ROUNDS = 5, ROUND_MS = 1000 };
 enum answer { SILENT, FILTERED, OPEN };
 
 struct address { uint16_t family; uint8_t port[2], ip[4], rest[8]; };
@@ -117,9 +117,10 @@ static void send_datagrams(uint32_t count)
     for (uint32_t i = 0; i < count; i++)
         polls[i] = (struct pollfd){connected(i, SOCK_DGRAM), POLLIN, 0};
     for (int round = 0; round < ROUNDS; round++) {
-        int expecting = 0;
+        int expecting = 0, given_up = 0;
         for (uint32_t i = 0; i < count; i++) {
             expecting |= polls[i].fd >= 0 && (probes[i].expected || round == 0);
+            given_up |= probes[i].expected && answers[i] == OPEN; /* the network is not shut: no more needs to be known */
             if (polls[i].fd < 0)
                 continue;
             long sent = sys(NR_WRITE, polls[i].fd, (long)QUESTION, sizeof QUESTION, 0, 0);
@@ -128,7 +129,7 @@ static void send_datagrams(uint32_t count)
                 polls[i].fd = -1;
             }
         }
-        if (!expecting)
+        if (!expecting || given_up)
             break;
         listen_to(polls, count, hear_datagram, answers);
     }

@@ -189,7 +189,7 @@ class Networks(Section):
     subnet: Ipv4Range | None = None
     private: tuple[Ipv4Range, ...] = ()
     nameservers: Annotated[tuple[Ipv4Address, ...], Field(min_length=1)] | None = None
-    connections: Count = 4096
+    connections: Annotated[Count, Field(ge=16)] = 4096
 
     @model_validator(mode="after")
     def _opens_nothing_of_ours(self) -> Self:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import ConfigError, DeferredError, RejectedError
-from runner.job import Network, SecretRef, Stack, StackRef
+from runner.job import SecretRef, Stack, StackRef
 from runner.stacks import names
 from runner.stacks.file import FILE, LogFlood, Sockets, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
@@ -188,7 +188,6 @@ class Catalog:
         file = self._file(name)
         if file.runtime not in self._runtimes:
             raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
-        _check_supported(file)
         return file
 
     def _made(self, name: str, image: Image, revision: str) -> Stack:
@@ -263,16 +262,6 @@ def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
         log_flood_kills=file.log_flood is LogFlood.KILL,
         all_sockets=file.sockets is Sockets.ALL,
     )
-
-
-def _check_supported(file: StackFile) -> None:
-    """Refuse what jobs would silently go without. Raises `ConfigError`."""
-    wanted = {
-        'network: "egress"': file.network is Network.EGRESS,
-        "allow": bool(file.allow),
-    }
-    if missing := [key for key, asked in wanted.items() if asked]:
-        raise ConfigError(f"{', '.join(missing)}: this version does not support it yet; take it out")
 
 
 def _named_user(name: str, file: StackFile, image: Image) -> tuple[int, int]:

@@ -25,6 +25,7 @@ ANSWER = timedelta(seconds=10)
 REMOVAL = timedelta(minutes=5)
 """How long it may take to remove an image: its layers are deleted file by file."""
 
+_NOTHING = bytes(2 * tarfile.BLOCKSIZE)  # the end of a tar file
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
 
@@ -122,6 +123,20 @@ class Images:
                     await self._docker.images.tag(image, repository, tag=tag)
         except aiodocker.DockerError as error:
             raise EngineError(f"the engine refused to tag {repository}:{tag}: {error.message}") from error
+
+    async def make_empty(self, repository: str, tag: str) -> None:
+        """Have an image of that name in which nothing is."""
+        params = {"fromSrc": "-", "repo": repository, "tag": tag}
+        headers = {"Content-Type": "application/x-tar"}
+        try:
+            with _translated("make an image"):
+                async with (
+                    asyncio.timeout(ANSWER.total_seconds()),
+                    self._docker._query("images/create", "POST", params=params, data=_NOTHING, headers=headers) as said,  # noqa: SLF001
+                ):
+                    await said.read()
+        except aiodocker.DockerError as error:
+            raise EngineError(f"the engine refused to make {repository}:{tag}: {error.message}") from error
 
     async def build(self, context: BinaryIO, labels: Mapping[str, str], say: Say, *, fresh: bool = False) -> str:
         """Build from a tar with a Dockerfile in it; the new image's id. Raises `BuildError` when a step fails.

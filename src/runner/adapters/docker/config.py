@@ -1,5 +1,6 @@
 """What the engine is asked to make. Pure: the same input gives the same container."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ PLACES = (WORK, SCRATCH_TMP, SHARED_MEMORY)
 """Where every job can write; `limits.disk` bounds them together."""
 SCRATCH = "/scratch"
 """Where a job with `limits.scratch` finds its disk."""
+
+RESOLV_CONF = "/etc/resolv.conf"
 
 LABEL_WORKER = "runner.worker"
 LABEL_BOOT = "runner.boot"
@@ -48,6 +51,15 @@ class Site:
     reserve: Bytes = _NONE
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a job reaches out: the engine's network that it is on, whom it asks for names, and the file that says so."""
+
+    network: str
+    nameservers: tuple[str, ...]
+    resolv_conf: Path
+
+
 def places(limits: Limits) -> tuple[str, ...]:
     """Where a job with these limits can write as much as they allow."""
     return (*PLACES, SCRATCH) if limits.scratch else PLACES
@@ -61,16 +73,20 @@ def create_body(
     *,
     scratch: Path | None = None,
     code: Path | None = None,
+    access: Access | None = None,
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container whose init will wait for a job.
 
-    `scratch` is the block device of its scratch disk, if it gets one; `code` is the folder of its job's code.
+    `scratch` is the block device of its scratch disk, if it gets one; `code` is the folder of its job's code;
+    without `access` it has no network.
     """
     mounts = _mounts(stack, limits, folder, site.init)
     if scratch is not None:
         mounts["Mounts"].append(_disk(scratch, SCRATCH))
     if code is not None:
         mounts["Mounts"].append(_bind(code, f"{FILES}/{CODE}"))
+    if access is not None:
+        mounts["Mounts"].append(_bind(access.resolv_conf, RESOLV_CONF))
     return {
         "Image": stack.image,
         "Entrypoint": [INIT],
@@ -87,7 +103,7 @@ def create_body(
         "StopSignal": "SIGTERM",
         "Healthcheck": {"Test": ["NONE"]},
         "Labels": {LABEL_WORKER: site.worker, LABEL_BOOT: site.boot, LABEL_STACK: stack.name},
-        "HostConfig": _resources(limits) | _isolation(stack) | mounts,
+        "HostConfig": _resources(limits) | _isolation(stack) | _network(access) | mounts,
     }
 
 
@@ -119,13 +135,45 @@ def _isolation(stack: Stack) -> dict[str, Any]:
         "RestartPolicy": {"Name": "no"},
         "Init": False,  # ours is PID 1
         "Runtime": stack.runtime,
-        "NetworkMode": "none",
         "IpcMode": "none",  # a namespace of its own, without the engine's /dev/shm: ours is bounded in files, too
         "CapDrop": ["ALL"],
         "CapAdd": list(stack.cap_add),
         "SecurityOpt": ["no-new-privileges"],
         "ReadonlyRootfs": stack.read_only,
         "Devices": [_device(device) for device in stack.devices],
+    }
+
+
+def _network(access: Access | None) -> dict[str, Any]:
+    if access is None:
+        return {"NetworkMode": "none"}
+    # The engine's own resolver is there, too, whatever the file says: without this it would ask whom the host asks.
+    return {"NetworkMode": access.network, "Dns": list(access.nameservers)}
+
+
+def probe_body(image: str, network: str, words: Sequence[str], site: Site) -> dict[str, Any]:
+    """The body for a container whose init probes a network, or, without words, only is there until it is removed."""
+    memory = 16 * 2**20
+    return {
+        "Image": image,
+        "Entrypoint": [INIT],
+        "Cmd": list(words),
+        "User": "65534:65534",
+        "OpenStdin": True,
+        "Healthcheck": {"Test": ["NONE"]},
+        "Labels": {LABEL_WORKER: site.worker, LABEL_BOOT: site.boot, LABEL_STACK: ""},
+        "HostConfig": {
+            "NetworkMode": network,
+            "RestartPolicy": {"Name": "no"},
+            "Memory": memory,
+            "MemorySwap": memory,
+            "PidsLimit": 4,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "ReadonlyRootfs": True,
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": str(_LEAST_LOG)}},
+            "Mounts": [_bind(site.init, INIT)],
+        },
     }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,14 @@ from runner.adapters.docker.client import (
     TimeLimits,
     open_client,
 )
-from runner.adapters.docker.config import Site, create_body
+from runner.adapters.docker.config import Access, Site, create_body
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder, container_of, folder_of
 from runner.adapters.docker.fitness import Fitness
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.nonces import Nonces
 from runner.adapters.docker.observer import EngineObserver
+from runner.adapters.docker.probe import Probes
 from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.scratch import ScratchDisks
@@ -37,7 +38,7 @@ from runner.adapters.docker.sweep import Sweep
 from runner.adapters.docker.warm import Kind, WarmPool
 from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, StartError
 from runner.init.binary import init_binary
-from runner.job import Attempt, Bytes, Limits, Plan, Stack
+from runner.job import Attempt, Bytes, Limits, Network, Plan, Stack
 from runner.ports import OnOutput, Packages
 
 T = TypeVar("T")
@@ -51,6 +52,15 @@ _FINAL = (EngineGone, EngineUnfit, ImageMissing)
 """Failures that the same call would meet again, or that leave nobody to call."""
 _PROBE = Limits(memory=Bytes(32 * 2**20), disk=Bytes(2**20))
 _NO_RESERVE = Bytes(0)
+
+
+GrantAccess = Callable[[Stack], Access]
+"""How a stack's jobs reach out. Raises `DeferredError` while they may not."""
+
+
+def no_access(stack: Stack) -> Access:
+    """For an engine that has no network for jobs."""
+    raise DeferredError(f"a job of the stack {stack.name} cannot reach out: there is no network for it here")
 
 
 @dataclass(slots=True)
@@ -96,8 +106,10 @@ class DockerEngine:
         packages: Packages | None,
         start_parallelism: int,
         warm_memory: int,
+        access: GrantAccess,
     ) -> None:
         self.client = client
+        self._access = access
         self.fitness = Fitness(self._probe)
         self._scratch = scratch
         self._removal = removal
@@ -136,8 +148,8 @@ class DockerEngine:
 
     def expect(self, name: str, plan: Plan) -> None:
         """Give a warm container its job's name, if there is one that fits; see `runner.ports.Engine`."""
-        if plan.limits.scratch or plan.job.code is not None:
-            return  # what has to be mounted has to be so before the container starts
+        if plan.limits.scratch or plan.job.code is not None or plan.network is not Network.NONE:
+            return  # what has to be mounted or connected has to be so before the container starts
         warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self._site))
         if warm is None:
             return
@@ -163,9 +175,10 @@ class DockerEngine:
         if (waited := await self._expected(attempt)) is not None:
             return await waited.run(attempt, nonce, on_output, warm=True)
         self._launches.setdefault(attempt.container_name, _Launch())
+        access = self._access(plan.stack) if plan.network is Network.EGRESS else None
         self.fitness.check()
         try:
-            sandbox = await self._prepare(attempt.claim, plan.stack, plan.limits)
+            sandbox = await self._prepare(attempt.claim, plan.stack, plan.limits, access)
         except (StartError, ImageMissing):
             raise
         except EngineError as error:
@@ -271,7 +284,7 @@ class DockerEngine:
         finally:
             self._dispose(claim)
 
-    async def _prepare(self, claim: str, stack: Stack, limits: Limits) -> Sandbox:
+    async def _prepare(self, claim: str, stack: Stack, limits: Limits, access: Access | None = None) -> Sandbox:
         """A started container whose init waits for its job."""
         name, folder = container_of(claim, self._site.worker), JobFolder(self._jobs / claim)
         launch = self._launches.setdefault(name, _Launch())
@@ -285,7 +298,7 @@ class DockerEngine:
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
-        body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.code)
+        body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.code, access=access)
         async with self._starting:
             container, attachment = await self._started(launch, name, body)
         launch.let_go_of_disk()
@@ -367,13 +380,14 @@ class DockerEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEngine:
-    """The engine with what belongs to it: its client for health checks, its sweep, what that found amiss, its disks."""
+    """The engine with what belongs to it: client for health checks, sweep, what that found amiss, disks, probes."""
 
     engine: DockerEngine
     client: EngineClient
     sweep: Sweep
     audit: Audit
     scratch: ScratchDisks
+    probes: Probes
 
 
 @asynccontextmanager
@@ -387,12 +401,13 @@ async def open_engine(
     reserve: Bytes = _NO_RESERVE,
     start_parallelism: int | None = None,
     warm_memory: int = 0,
+    access: GrantAccess = no_access,
     limits: TimeLimits = TIME_LIMITS,
 ) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
 
     Without `packages` it takes no jobs that bring code along. Jobs that may write to the engine's disk without a bound
-    are ended when less than `reserve` is free there.
+    are ended when less than `reserve` is free there. `access` is asked for each job that reaches out.
     """
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
@@ -413,7 +428,9 @@ async def open_engine(
             packages=packages,
             start_parallelism=parallel,
             warm_memory=warm_memory,
+            access=access,
         )
+        probes = Probes(client=client, removal=removal, census=census, site=site)
         sweep = Sweep(
             client=client,
             removal=removal,
@@ -421,12 +438,12 @@ async def open_engine(
             observer=observer,
             worker=worker,
             jobs=jobs,
-            known=engine.names,
+            known=lambda: engine.names() | probes.names(),
             waiting=engine.warm.names,
             audit=audit,
         )
         try:
-            yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit, scratch=scratch)
+            yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit, scratch=scratch, probes=probes)
         finally:
             await engine.close()
 

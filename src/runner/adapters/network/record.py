@@ -68,6 +68,13 @@ class RecordFile:
         except (OSError, ValidationError) as error:
             raise HostError(f"{self._path} cannot be read; run: runner network apply") from error
 
+    def written(self) -> int | None:
+        """When it was written, in nanoseconds; None if there is none. Another value means another record."""
+        try:
+            return self._path.stat().st_mtime_ns
+        except OSError:
+            return None
+
     def write(self, record: Record) -> None:
         """Replace what was there. Raises `HostError`."""
         servers = "".join(f"nameserver {address}\n" for address in record.nameservers)
