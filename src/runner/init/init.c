@@ -189,8 +189,6 @@ static _Noreturn void refuse(const char *why)
     leave(70);
 }
 
-#include "probe.c"
-
 /* ---- the frame ----------------------------------------------------------------------------------------------------- */
 
 enum { NONCE = 16, BODY_MAX = (1 << 20) + (384 << 10), WORDS_MAX = BODY_MAX / 5, LIMITS_MAX = 16, PLACES_MAX = 8 };
@@ -749,6 +747,8 @@ static void announce_start(void)
         add_deadline(ns);
     write_record(1, job.start_nonce, &ns, sizeof ns);
 }
+
+#include "probe.c"
 
 _Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel leaves it: the count of words, the words */
 {
