@@ -130,6 +130,10 @@ class Capacity:
         """A job and all that it held are gone."""
         self._running.pop(name, None)
 
+    def hopeless(self) -> list[str]:
+        """The jobs that wait here and would not fit even if none ran: the disk has become too full for them."""
+        return [waiting.name for waiting in self._waiting if not waiting.claim.within(self.budget.total)]
+
     def admit(self, now: float) -> list[str]:
         """The jobs that may start now, in this order; they count as running from here on."""
         started = []

@@ -194,9 +194,9 @@ class Handling:
         """What the job gets here, as of now; None when this worker cannot run it, which is dealt with."""
         place = self.place
         try:
-            check_request(held.job, place.rules.policy)
+            check_request(held.job, place.policy)
             self.timeline.stack = await place.outside.stacks.resolve(held.job.stack)
-            return make_plan(held.job, self.timeline.stack, place.rules.policy)
+            return make_plan(held.job, self.timeline.stack, place.policy)
         except RejectedError as error:
             await self._reject(DeadCode.REJECTED, error.reason, operator=error.operator)
         except DeferredError as error:

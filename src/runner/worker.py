@@ -183,8 +183,14 @@ class Worker:
         self._place.cancel(key, reason)
 
     def resize(self, disk: Bytes) -> None:
-        """This machine's disk has so much for the scratch of all jobs together, those that run included."""
+        """This machine's disk has so much for the scratch of all jobs together, those that run included.
+
+        A job that waits for more than that is given back: another worker may have it.
+        """
         self._capacity.resize(disk)
+        for claim in self._capacity.hopeless():
+            if not (admitted := self._place.held[claim].admitted).done():
+                admitted.cancel()
         self._admit()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from runner.capacity import Capacity
@@ -104,6 +104,11 @@ class Workplace:
     stopping: bool = False
     at_once: bool = False
     handing_over: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        """What the operator lays down, with what the disk could hold now if no job ran."""
+        return replace(self.rules.policy, scratch=self.capacity.budget.total.disk)
 
     def cancel(self, key: JobKey, reason: str) -> None:
         """End the job if it is here."""

@@ -47,6 +47,17 @@ def test_scratch_is_claimed_of_what_the_disk_has_now() -> None:
     assert ledger.admit(1) == ["b"]
 
 
+def test_who_waits_for_more_than_the_disk_could_hold_waits_in_vain() -> None:
+    ledger = capacity()
+    ledger.resize(Bytes(10 * 2**30))
+    for name, size in (("runs", 8), ("big", 8), ("small", 4), ("none", 0)):
+        ledger.offer(name, on_disk(size), hours(1), now=0)
+    assert ledger.admit(0) == ["runs", "none"]
+    assert ledger.hopeless() == []
+    ledger.resize(Bytes(7 * 2**30))
+    assert ledger.hopeless() == ["big"]
+
+
 def test_a_disk_that_others_filled_keeps_nobody_waiting_who_wants_none() -> None:
     ledger = capacity()
     ledger.resize(Bytes(10 * 2**30))

@@ -787,6 +787,26 @@ async def test_a_job_that_waits_for_room_is_cancelled() -> None:
     assert house.result("a").verdict.reason == "cancelled"
 
 
+async def test_a_job_that_the_disk_has_become_too_full_for_is_given_back_and_passed_on() -> None:
+    house = House()
+    rules = replace(RULES, policy=replace(RULES.policy, maximum=LimitsRequest()))
+    job = make_job("a", command=RUNS, limits=LimitsRequest(scratch=Bytes(6 * MIB)))
+    async with at_work(house, rules) as worker:
+        worker.resize(Bytes(10 * MIB))
+        long = make_job("long", command=RUNS, limits=LimitsRequest(scratch=Bytes(6 * MIB)))
+        house.put(long)
+        await until(lambda: house.runs("long"))
+        waiting = house.offer(job)
+        await until(lambda: job.key in worker.waiting())
+        worker.resize(Bytes(5 * MIB))
+        await settled(waiting)
+        again = house.offer(job)
+        await settled(again)
+    assert (waiting.how, again.how) == ("release", "pass on")
+    [event] = house.events.of("a")
+    assert event.reason == "needs 6 MiB of scratch, this worker's disk holds 5 MiB"
+
+
 async def test_a_job_that_is_being_claimed_is_cancelled() -> None:
     house = House()
     async with at_work(house) as worker:
