@@ -100,6 +100,17 @@ async def test_a_user_that_the_image_was_not_built_for_needs_a_build(world: Worl
         await world.catalog.resolve(ref())
 
 
+@pytest.mark.parametrize("user", ['"nobody"', "1000"])
+async def test_capabilities_are_for_root(world: World, user: str) -> None:
+    world.write("py", f'user = {user}\ncap_add = ["NET_RAW"]')
+    world.built("py")
+    with pytest.raises(DeferredError, match='cap_add: the kernel gives them to root alone; set user = "0"'):
+        await world.catalog.resolve(ref())
+    world.write("root", 'user = "0"\ncap_add = ["NET_RAW"]')
+    world.built("root")
+    assert (await world.catalog.resolve(ref("root"))).cap_add == ("NET_RAW",)
+
+
 async def test_an_image_that_was_tagged_by_hand_has_its_id_for_a_revision(world: World) -> None:
     world.write("py")
     world.built("py", Image(id="sha256:" + "b" * 64))

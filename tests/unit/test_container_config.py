@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.attempts import make_attempt
 
-from runner.adapters.docker.config import Access, Site, create_body, places
+from runner.adapters.docker.config import Access, Site, create_body, lodge, places
 from runner.adapters.docker.description import describe, environment
 from runner.job import Bytes, InlineCode, Limits, Stack
 
@@ -145,3 +145,16 @@ def test_a_full_place_says_so_before_the_size_of_a_file_kills() -> None:
     for limits in (Limits(), LARGE, SMALL):
         description = describe(make_attempt("true", limits=limits), NONCE)
         assert description.rlimits[resource.RLIMIT_FSIZE] > limits.disk
+
+
+def test_a_container_is_lodged_as_a_user_of_its_own_where_its_stack_names_none() -> None:
+    site = replace(SITE, uids=range(200_000, 265_536))
+    plain = Stack(name="busybox", revision="1", image="sha256:" + 64 * "0")
+    lodged = [lodge(plain, f"claim-{number}", site) for number in range(64)]
+    assert {stack.uid for stack in lodged} <= set(range(200_000, 265_536))
+    assert len({stack.uid for stack in lodged}) > 60
+    assert {stack.gid for stack in lodged} == {65534}
+    assert lodge(plain, "claim-1", site) == lodged[1]
+    assert lodge(plain, "claim-1", SITE) == plain
+    named = replace(plain, uid=1000, gid=100)
+    assert lodge(named, "claim-1", site) == named

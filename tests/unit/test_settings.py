@@ -155,6 +155,8 @@ def test_a_file_that_was_named_has_to_exist_and_the_default_one_need_not(tmp_pat
         ('[engine]\nurl = "docker"\n', 'engine.url: "docker" is not the address of an engine'),
         ('[limits.default]\ntimeout = "2h"\n', "limits: default timeout is above max timeout"),
         ('[limits.max]\npids = "none"\n', 'limits.max.pids: "none" is not a whole number'),
+        ('[engine]\nuids = "0-9"\n', 'engine.uids: "0-9" is not a range of user numbers without root'),
+        ('[engine]\nuids = "9-3"\n', 'engine.uids: "9-3" is not a range of user numbers without root'),
         ('[code]\nallow = ["http://x/"]\n', 'code.allow[0]: "http://x/" is not a source of code'),
         ('[code]\nallow = ["https://u@x/"]\n', "code.allow[0]: "),
         ('[code]\nallow = ["https://x:99999/p/"]\n', "code.allow[0]: "),

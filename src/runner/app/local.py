@@ -248,6 +248,7 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
             observer=metrics,
             packages=packages,
             reserve=settings.capacity.disk_free,
+            uids=settings.engine.uid_numbers,
         ) as house,
     ):
         await packages.load(())

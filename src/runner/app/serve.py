@@ -83,6 +83,7 @@ async def serve(settings: Settings) -> None:
                 observer=metrics,
                 packages=packages,
                 reserve=settings.capacity.disk_free,
+                uids=settings.engine.uid_numbers,
                 start_parallelism=settings.engine.start_parallelism,
                 warm_memory=settings.warm_memory,
                 access=gate.access,

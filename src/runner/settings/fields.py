@@ -18,6 +18,8 @@ from runner.units import format_duration, parse_duration, parse_size, quoted, sp
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
 _WORD_RULE = "write at most 40 of a-z, 0-9, _ and -, the first a letter or digit"
 _SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_UIDS = re.compile(r"([0-9]{1,10})-([0-9]{1,10})", re.ASCII)
+_UID_MAX = 2**31 - 1
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 _MASK = "****"
 
@@ -109,6 +111,31 @@ def _folder(value: Path) -> Path:
     if not value.is_absolute():
         raise ValueError(f'{quoted(str(value))} is not an absolute path; begin it with "/"')
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class UidRange:
+    """User numbers, from the first to the last."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    @property
+    def numbers(self) -> range:
+        """All of them."""
+        return range(self.first, self.last + 1)
+
+
+def _uids(value: object) -> UidRange:
+    match = value if isinstance(value, UidRange) else _UIDS.fullmatch(str(value))
+    if isinstance(match, UidRange):
+        return match
+    if match and 0 < int(match[1]) < int(match[2]) <= _UID_MAX:
+        return UidRange(int(match[1]), int(match[2]))
+    raise ValueError(f'{quoted(value)} is not a range of user numbers without root; write for example "200000-265535"')
 
 
 def _either(word: str, parse: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -222,6 +249,8 @@ Cpus = Annotated[float, BeforeValidator(_plain), Field(ge=CPUS_MIN)]
 """A number of CPUs that the engine takes as a limit."""
 CpusOrNone = Annotated[Cpus | None, BeforeValidator(_either("none", _plain)), _or("none", float)]
 """A number of CPUs, or the word "none", which is None."""
+UidsOrNone = Annotated[UidRange | None, BeforeValidator(_either("none", _uids)), _or("none", str)]
+"""A range of user numbers, or the word "none", which is None."""
 Ipv4Range = Annotated[IPv4Network, BeforeValidator(_range), _Text]
 """A range of IPv4 addresses."""
 Ipv4Address = Annotated[IPv4Address, BeforeValidator(_address), _Text]

@@ -34,6 +34,7 @@ from runner.settings.fields import (
     Span,
     SpanOrOff,
     Text,
+    UidsOrNone,
     Whole,
     Word,
 )
@@ -104,6 +105,12 @@ class Engine(Section):
     url: EngineUrl = "unix:///var/run/docker.sock"
     start_parallelism: Count
     runtimes: Annotated[tuple[Text, ...], Field(min_length=1)] = ("runc",)
+    uids: UidsOrNone = None
+
+    @property
+    def uid_numbers(self) -> range | None:
+        """The user numbers of which each job gets one of its own, if there are such."""
+        return self.uids.numbers if self.uids else None
 
 
 class DefaultLimits(Section):

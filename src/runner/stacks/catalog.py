@@ -243,6 +243,8 @@ def _read(name: str, path: Path, stamp: tuple[int, int, int]) -> _Read:
 def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
     """What file and image say together."""
     uid, gid = file.numeric_user or _named_user(name, file, image)
+    if file.cap_add and uid:
+        raise ConfigError('cap_add: the kernel gives them to root alone; set user = "0", or take it out')
     return Stack(
         name=name,
         revision=revision,

@@ -1,9 +1,10 @@
 """What the engine is asked to make. Pure: the same input gives the same container."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from runner.adapters.docker.files import CODE, OUTPUT, PROGRESS, SECRETS
 from runner.job import SECRETS_BYTES_MAX, SECRETS_MAX, Bytes, Limits, Stack
@@ -27,6 +28,9 @@ LABEL_WORKER = "runner.worker"
 LABEL_BOOT = "runner.boot"
 LABEL_STACK = "runner.stack"
 
+NOBODY = 65534
+"""Whom jobs run as whose stacks name no user."""
+
 OPEN_FILES = 16384
 """How many descriptors each process may have: plenty, yet less than any engine is itself allowed."""
 
@@ -43,12 +47,24 @@ class Site:
     """What is the same for every container of this worker.
 
     `boot` is the kernel's boot id, `init` our PID 1; `reserve` is what has to stay free on the engine's disk.
+    `uids` are the users that jobs run as whose stacks name none.
     """
 
     worker: str
     boot: str
     init: Path
     reserve: Bytes = _NONE
+    uids: range | None = None
+
+
+def lodge(stack: Stack, claim: str, site: Site) -> Stack:
+    """The stack, with a user of the container's own where it names none: the kernel has quotas by user.
+
+    The choice follows from the claim, so that nothing has to be remembered; that two jobs get one number is rare.
+    """
+    if not site.uids or stack.uid != NOBODY:
+        return stack
+    return replace(stack, uid=site.uids[crc32(claim.encode()) % len(site.uids)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from runner.adapters.docker.client import (
     TimeLimits,
     open_client,
 )
-from runner.adapters.docker.config import Access, Site, create_body
+from runner.adapters.docker.config import Access, Site, create_body, lodge
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder, container_of, folder_of
 from runner.adapters.docker.fitness import Fitness
@@ -287,7 +287,7 @@ class DockerEngine:
     async def _prepare(self, claim: str, stack: Stack, limits: Limits, access: Access | None = None) -> Sandbox:
         """A started container whose init waits for its job."""
         name, folder = container_of(claim, self._site.worker), JobFolder(self._jobs / claim)
-        launch = self._launches.setdefault(name, _Launch())
+        launch, stack = self._launches.setdefault(name, _Launch()), lodge(stack, claim, self._site)
         try:
             folder.create()
             if launch.code is not None:
@@ -399,6 +399,7 @@ async def open_engine(
     observer: EngineObserver,
     packages: Packages | None = None,
     reserve: Bytes = _NO_RESERVE,
+    uids: range | None = None,
     start_parallelism: int | None = None,
     warm_memory: int = 0,
     access: GrantAccess = no_access,
@@ -408,10 +409,17 @@ async def open_engine(
 
     Without `packages` it takes no jobs that bring code along. Jobs that may write to the engine's disk without a bound
     are ended when less than `reserve` is free there. `access` is asked for each job that reaches out.
+    Those of stacks that name no user run as one of `uids`, if given.
     """
     parallel = start_parallelism or default_parallelism()
     jobs = state_dir.absolute() / "jobs"
-    site = Site(worker=worker, boot=_BOOT_ID.read_text().strip(), init=init_binary().absolute(), reserve=reserve)
+    site = Site(
+        worker=worker,
+        boot=_BOOT_ID.read_text().strip(),
+        init=init_binary().absolute(),
+        reserve=reserve,
+        uids=uids,
+    )
     async with open_client(url, observer, limits) as client:
         census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)
