@@ -93,6 +93,8 @@ async def test_the_same_content_is_the_same_revision_and_other_content_another(f
         dockerfile.write("ENV COLOUR=blue\n")
     second = await build(folder, images, print)
     assert second.revision != first.revision
+    assert first.inputs is not None
+    assert second.inputs is not None
     assert (second.inputs.dockerfile, second.inputs.context) != (first.inputs.dockerfile, first.inputs.context)
 
 
@@ -109,6 +111,8 @@ async def test_a_new_base_is_a_new_revision(
         await images.tag(other.image.id, base, "latest")
         second = await build(folder, images, print)
         assert second.revision != first.revision
+        assert first.inputs is not None
+        assert second.inputs is not None
         assert (first.inputs.bases, second.inputs.bases) == ({base: busybox_image}, {base: other.image.id})
     finally:
         async with aiodocker.Docker(url=engine.url) as docker:

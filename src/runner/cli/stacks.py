@@ -4,10 +4,13 @@ import asyncio
 import json
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
+from runner.app.admission import Admitted
+from runner.app.fleet import export_stacks, import_stacks
 from runner.app.stacks import Shown, build_stack, prune_stacks, show_stacks, use_revision
 from runner.cli.options import JSON
 from runner.cli.table import ago, table
@@ -43,13 +46,7 @@ def build(*, names: tuple[str, ...], use: bool, fresh: bool, as_json: bool) -> N
     settings = load_settings(os.environ)
     for name in names:
         admitted = asyncio.run(build_stack(settings, name, _say, use=use, fresh=fresh))
-        stack, revision, changed = admitted.stack, admitted.revision, admitted.changed
-        if as_json:
-            told = {"stack": stack, "revision": revision, "image": admitted.image, "changed": changed}
-            click.echo(json.dumps(told))
-            continue
-        current = "is current now" if changed else "was current already"
-        click.echo(f"{stack} {revision} {current if use else f'is built; run: runner stacks use {stack} {revision}'}")
+        _tell_admitted(admitted, use=use, as_json=as_json)
 
 
 @command.command("use")
@@ -101,6 +98,45 @@ def list_(*, everything: bool, as_json: bool) -> None:
         click.echo("\n".join(table(_REVISIONS if everything else _STACKS, rows)))
     apart = sum(size for stack in stacks for _, size in stack.revisions)
     click.echo(f"runner: {format_size(together)} on disk; without shared layers {format_size(Bytes(apart))}", err=True)
+
+
+@command.command("export")
+@click.argument("stacks", metavar="[STACK[@REVISION]...]", nargs=-1)
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), required=True)
+@JSON
+def export(*, stacks: tuple[str, ...], output: Path, as_json: bool) -> None:
+    """Write stacks with their images to one file, for other machines; all of them if none is named."""
+    for packed in asyncio.run(export_stacks(load_settings(os.environ), stacks, output, _say)):
+        told = {"stack": packed.stack, "revision": packed.revision, "image": packed.image}
+        click.echo(json.dumps(told) if as_json else f"{packed.stack} {packed.revision}")
+    if not as_json:
+        click.echo(f"runner: {format_size(Bytes(output.stat().st_size))} in {output}", err=True)
+
+
+@command.command("import")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--use/--no-use", default=True, help="Whether the next job gets them; it does.")
+@JSON
+def import_(*, file: Path, use: bool, as_json: bool) -> None:
+    """Take in what export wrote: check it, load it, test it; the next job gets what passed.
+
+    A stack that is not here yet is installed in stacks.dir; the stack.toml of one that is here stays as it is.
+    """
+    asyncio.run(_import(file, use=use, as_json=as_json))
+
+
+async def _import(file: Path, *, use: bool, as_json: bool) -> None:
+    async for admitted in import_stacks(load_settings(os.environ), file, _say, use=use):
+        _tell_admitted(admitted, use=use, as_json=as_json)
+
+
+def _tell_admitted(admitted: Admitted, *, use: bool, as_json: bool) -> None:
+    stack, revision, changed = admitted.stack, admitted.revision, admitted.changed
+    if as_json:
+        click.echo(json.dumps({"stack": stack, "revision": revision, "image": admitted.image, "changed": changed}))
+        return
+    current = "is current now" if changed else "was current already"
+    click.echo(f"{stack} {revision} {current if use else f'is here; run: runner stacks use {stack} {revision}'}")
 
 
 def _say(line: str) -> None:

@@ -23,12 +23,12 @@ _REVISION_LENGTH = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A revision that was made."""
+    """A revision that was made. `inputs` is None where nobody knows any more what from."""
 
     stack: str
     revision: str
     image: Image
-    inputs: Inputs
+    inputs: Inputs | None
 
 
 async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) -> Built:
@@ -45,12 +45,17 @@ async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) 
         inputs = await _inputs(folder, file, context, images)
         context.seek(0)
         plain = await _known(images, await images.build(context, {}, say, fresh=fresh))
-    revision = hashlib.sha256(f"{plain.content} {file.user}".encode()).hexdigest()[:_REVISION_LENGTH]
+    revision = revision_of(plain, file.user)
     uid, gid = file.numeric_user or await _numbers(images, plain.id, file.user, revision)
     labels = {names.STACK: name, names.REVISION: revision}
     labels |= {names.USER: file.user, names.UID: str(uid), names.GID: str(gid)}
     image = await _known(images, await _label(images, plain.id, labels))
     return Built(stack=name, revision=revision, image=image, inputs=inputs)
+
+
+def revision_of(image: Image, user: str) -> str:
+    """The revision that an image is by its content, whatever its labels say."""
+    return hashlib.sha256(f"{image.content} {user}".encode()).hexdigest()[:_REVISION_LENGTH]
 
 
 def _read(folder: Path, name: str) -> StackFile:
