@@ -448,7 +448,7 @@ class FakeStacks:
 
 
 class FakeSecrets:
-    """The port `Secrets`: values by tenant and name."""
+    """The port `Secrets`: values by tenant and name; those of `_shared` are everybody's."""
 
     def __init__(self, values: Mapping[tuple[str, str], bytes] | None = None) -> None:
         self.values = dict(values or {})
@@ -456,10 +456,13 @@ class FakeSecrets:
 
     async def read(self, tenant: str, secrets: Sequence[SecretRef]) -> Mapping[str, bytes]:
         self.asked.append(tuple(secret.name for secret in secrets))
-        for secret in secrets:
-            if (tenant, secret.name) not in self.values:
-                raise RejectedError(f"secret {secret.name}: tenant {tenant} has none", operator=True)
-        return {secret.name: self.values[tenant, secret.name] for secret in secrets}
+        return {secret.name: self._value(tenant, secret) for secret in secrets}
+
+    def _value(self, tenant: str, secret: SecretRef) -> bytes:
+        for owner in (tenant, "_shared") if secret.shared else (tenant,):
+            if (owner, secret.name) in self.values:
+                return self.values[owner, secret.name]
+        raise RejectedError(f"secret {secret.name}: tenant {tenant} has none", operator=True)
 
 
 class FakeCancelled:

@@ -139,3 +139,20 @@ async def test_what_a_killed_one_leaves_is_removed_by_the_next_reap(place: Place
         other.terminate()
         assert (await ended(other))[0] == 130
     await nothing_left(place)
+
+
+async def test_the_tenants_secrets_are_there_and_not_shown(place: Place) -> None:
+    folder = place.folder / "secrets"
+    (folder / "acme").mkdir(parents=True)
+    (folder / "acme" / "token").write_text("hunter22")
+    place.write_stack(place.worker, 'secrets = ["token"]\n')
+    words = ("exec", "--stack", place.worker, "--tenant")
+    env = {"RUNNER_SECRETS__DIR": str(folder)}
+    code, out, _ = await place.call(
+        *words, "acme", "--", "sh", "-c", "wc -c <$JOB_SECRETS_DIR/token; cat /job/secrets/*", **env
+    )
+    assert (code, out) == (0, "8\n********")
+    code, _, err = await place.call(*words, "beta", "--", "true", **env)
+    assert code == 125
+    assert f"secret token: tenant beta has none; put its value in {folder}/beta/token" in err
+    await nothing_left(place)
