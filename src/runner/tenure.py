@@ -28,6 +28,8 @@ from runner.workplace import Held, Workplace
 
 log = logging.getLogger(__name__)
 
+_RESISTS_AFTER = 30.0
+"""Seconds after which a removal counts as one that may never end."""
 _UNFIT_FOR = timedelta(hours=1)
 """How long a job is passed on from worker to worker whose engines start nothing, until that counts as a loss."""
 
@@ -90,10 +92,26 @@ class Tenure:
             held.cpu_seconds = await self._run(run)
         finally:
             if not place.handing_over:
-                ended = asyncio.get_running_loop().time()
-                await place.outside.engine.discard(run.attempt)
-                seconds = asyncio.get_running_loop().time() - ended
-                place.outside.observer.cleaned_up(run.attempt.plan.stack.name, seconds)
+                await self._clean_up(run.attempt)
+
+    async def _clean_up(self, attempt: Attempt) -> None:
+        """Leave nothing of the job, however long that takes."""
+        loop = asyncio.get_running_loop()
+        ended = loop.time()
+        resisting = loop.call_later(_RESISTS_AFTER, self._quarantine)
+        try:
+            await self.place.outside.engine.discard(attempt)
+        finally:
+            resisting.cancel()
+        self.place.outside.observer.cleaned_up(attempt.plan.stack.name, loop.time() - ended)
+
+    def _quarantine(self) -> None:
+        log.error(
+            "a container resists its removal; what the job claimed stays taken",
+            extra={"job_id": self.held.job.key.id, "claim": self.held.claim},
+        )
+        self.held.quarantined = True
+        self.place.rest()
 
     def _make_run(self, plan: Plan, claimed: datetime, earlier: OpenClaim | None = None) -> Run:
         outside = self.place.outside

@@ -41,6 +41,7 @@ class Worker:
             capacity=capacity,
             fairness=fairness or Fairness({}),
             admit=self._admit,
+            rest=self._rest,
             adoptable=dict(adoptable or {}),
         )
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,6 +71,11 @@ class Worker:
         """How many jobs have a container now."""
         return sum(1 for held in self._place.held.values() if held.run is not None)
 
+    @property
+    def quarantined(self) -> list[JobKey]:
+        """The jobs that have ended and whose containers resist being removed."""
+        return [held.job.key for held in self._place.held.values() if held.quarantined]
+
     def waiting(self) -> dict[JobKey, str]:
         """The jobs that wait here for room, and why."""
         why = {held.job.key: self._capacity.waits_for(claim) for claim, held in self._place.held.items()}
@@ -95,6 +101,8 @@ class Worker:
             self._ask()
             await self._drained.wait()
             taking.cancel()
+            for task in self._tasks:
+                task.cancel()  # only removals that get nowhere: the next life has another try
 
     async def drain(self) -> None:
         """Stop taking; let jobs end for up to `drain_timeout`, then stop them; return when all is settled and clean."""
@@ -206,9 +214,13 @@ class Worker:
     def _handled(self, handling: Handling, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         handling.arrived()
-        if not self._tasks:
-            self._idle.set()
+        self._rest()
         self._ask()
+
+    def _rest(self) -> None:
+        """Idle is who has no job but those that have ended and whose containers resist their removal."""
+        if len(self._tasks) <= len(self.quarantined):
+            self._idle.set()
 
     def _ask(self) -> None:
         """Ask for as much as there is room for, less what is on its way to the ledger."""

@@ -69,7 +69,10 @@ class Rules:
 
 @dataclass(slots=True)
 class Held:
-    """A job that this worker has: taken, waiting for room, or running."""
+    """A job that this worker has: taken, waiting for room, or running.
+
+    A `quarantined` one has ended, and its container resists being removed: it keeps its room, and nobody waits for it.
+    """
 
     claim: str
     job: Job
@@ -79,6 +82,7 @@ class Held:
     run: Run | None = None
     cancelled: str | None = None
     cpu_seconds: float | None = None
+    quarantined: bool = False
 
     def has(self, key: JobKey) -> bool:
         """Whether this is that job, and the broker has not given it to somebody else meanwhile."""
@@ -87,7 +91,7 @@ class Held:
 
 @dataclass(slots=True, kw_only=True)
 class Workplace:
-    """What the jobs of one worker share. `admit` has the worker look who may start now.
+    """What the jobs of one worker share. `admit` has the worker look who may start now, `rest` whether it is idle.
 
     `adoptable` are the claims of an earlier life that nothing was heard of yet, and `arriving` counts the deliveries
     that the ledger does not know of. The last three say how running jobs are to end.
@@ -98,6 +102,7 @@ class Workplace:
     capacity: Capacity
     fairness: Fairness
     admit: Callable[[], None]
+    rest: Callable[[], None]
     adoptable: dict[str, OpenClaim]
     held: dict[str, Held] = field(default_factory=dict)
     arriving: int = 0

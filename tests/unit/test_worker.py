@@ -31,6 +31,7 @@ from tests.fakes import (
     until,
 )
 
+from runner import tenure
 from runner.capacity import NOTHING, Budget, Capacity, Claim
 from runner.errors import (
     BrokerError,
@@ -1122,6 +1123,37 @@ async def test_a_job_that_was_being_claimed_when_all_were_stopped_is_stopped_too
         await settled(delivery)
         assert delivery.how == "retry"
         await draining
+
+
+async def test_a_container_that_resists_its_removal_keeps_its_room_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tenure, "_RESISTS_AFTER", 0.01)
+    house = House()
+    house.engine.cleans.clear()
+    worker = house.worker(RULES)
+    running = asyncio.create_task(worker.run())
+    delivery = house.put(make_job("a", command=ENDS))
+    await settled(delivery)
+    assert EventKind.FINISHED in house.events.kinds("a")
+    await until(lambda: worker.quarantined)
+    assert [key.id for key in worker.quarantined] == ["a"]
+    assert house.capacity.claimed != NOTHING
+    await worker.drain()
+    await running
+    assert "discard a" not in house.diary.entries
+
+
+async def test_a_container_that_is_removed_in_the_end_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenure, "_RESISTS_AFTER", 0.01)
+    house = House()
+    async with at_work(house) as worker:
+        house.engine.cleans.clear()
+        await settled(house.put(make_job("a", command=ENDS)))
+        await until(lambda: worker.quarantined)
+        house.engine.cleans.set()
+        await until(lambda: house.capacity.claimed == NOTHING)
+        assert worker.quarantined == []
 
 
 async def test_a_job_that_is_still_looked_at_when_the_drain_begins_is_given_back() -> None:

@@ -346,6 +346,7 @@ class Daemon:
             "egress": self.gate.status(),
             "unaccounted": self.house.audit.unaccounted,
             "warm": dict(self.house.engine.warm.counts()),
+            "quarantined": [str(key) for key in worker.quarantined] if worker else [],
         }
 
     def _state(self) -> str:

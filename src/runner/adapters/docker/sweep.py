@@ -23,6 +23,8 @@ EVERY = timedelta(seconds=60)
 GRACE = TIME_LIMITS[Operation.CREATE] + timedelta(seconds=30)
 """How old an unknown container must be: a create that we gave up may still land."""
 _PATIENCE = timedelta(minutes=2)
+_PATIENCE_AT_START = timedelta(seconds=20)
+"""How long jobs wait for the removal of what an earlier life left: all they need is its room."""
 _LONGEST_PAUSE = 30.0
 
 Known = Callable[[], frozenset[str]]
@@ -65,7 +67,7 @@ class Sweep:
         pause = 1.0
         while True:
             try:
-                await self.once(grace=timedelta(0))
+                await self.once(grace=timedelta(0), patience=_PATIENCE_AT_START)
             except EngineError as error:
                 _LOG.warning("the engine cannot be swept yet", extra={"problem": str(error)})
             else:
@@ -82,7 +84,7 @@ class Sweep:
             except EngineError as error:
                 _LOG.warning("this sweep failed", extra={"problem": str(error)})
 
-    async def once(self, *, grace: timedelta, idle: Idle = lambda: False) -> int:
+    async def once(self, *, grace: timedelta, idle: Idle = lambda: False, patience: timedelta = _PATIENCE) -> int:
         """Remove what is unknown and older than `grace`; how many containers are left that should not be there.
 
         Nothing is audited unless the worker is `idle`. Raises `EngineError` when the engine cannot list its containers.
@@ -93,7 +95,7 @@ class Sweep:
         still_idle = was_idle and idle() and known == waited == waiting
         listed = frozenset(container.name for container in found)
         self._audit.look(idle=still_idle, listed=listed - waiting, waiting=len(waiting))
-        left = await self.clear(found, known, grace=grace)
+        left = await self.clear(found, known, grace=grace, patience=patience)
         self._count(found, known)
         self._sweep_folders(known | left | self._known())
         return len(left)
@@ -102,19 +104,21 @@ class Sweep:
         """All containers of this worker. Raises `EngineError`."""
         return await self._client.labelled(f"{LABEL_WORKER}={self._worker}")
 
-    async def clear(self, found: Sequence[Listed], known: frozenset[str], *, grace: timedelta) -> frozenset[str]:
+    async def clear(
+        self, found: Sequence[Listed], known: frozenset[str], *, grace: timedelta, patience: timedelta = _PATIENCE
+    ) -> frozenset[str]:
         """Remove those that are not `known` and older than `grace`, with their files; the names of those left."""
         strays = [container for container in found if container.name not in known]
         old = [container for container in strays if time.time() - container.created >= grace.total_seconds()]
         async with asyncio.TaskGroup() as removals:
-            tasks = [removals.create_task(self._remove(container)) for container in old]
+            tasks = [removals.create_task(self._remove(container, patience)) for container in old]
         gone = {name for task in tasks if (name := task.result())}
         return frozenset(container.name for container in strays) - gone
 
-    async def _remove(self, container: Listed) -> str | None:
+    async def _remove(self, container: Listed, patience: timedelta) -> str | None:
         """The name of the container if it is gone now."""
         try:
-            async with asyncio.timeout(_PATIENCE.total_seconds()):
+            async with asyncio.timeout(patience.total_seconds()):
                 await self._removal.remove(container.name, container.id)
         except TimeoutError:
             self._census.appeared(container.name)
