@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint, Engine, build_busybox
+from tests.shims import shim_of
 
 from runner.adapters.docker.client import TIME_LIMITS, Operation
 from runner.errors import EngineGone, EngineUnfit
@@ -35,18 +36,6 @@ async def house(engine: Endpoint, namespace: str, state_dir: Path, busybox_image
     async with open_house(engine.url, namespace, state_dir, busybox_image) as opened:
         yield opened
         assert await opened.names() == set()
-
-
-def shim_of(container: str) -> int:
-    """The pid of the process between containerd and that container."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has just ended
-        if b"containerd-shim" in words[0] and container.encode() in words:
-            return int(path.parent.name)
-    raise AssertionError("the container has no shim")
 
 
 @pytest.fixture
