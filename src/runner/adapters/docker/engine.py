@@ -232,7 +232,11 @@ class DockerEngine:
         except EngineError as error:
             problem = str(error)
         _LOG.warning("a container that waited is of no use", extra={"container": launch.former, "problem": problem})
-        await self._undo(attempt.claim)
+        try:
+            async with asyncio.timeout(_REMAKE_PATIENCE):
+                await self._undo(attempt.claim)
+        except TimeoutError:
+            raise EngineError(f"a container that waited for a job cannot be used or removed: {problem}") from None
         return None
 
     async def _become(self, sandbox: Sandbox, name: str, resources: Mapping[str, Any] | None) -> Sandbox:
