@@ -6,6 +6,7 @@ import io
 import re
 import tarfile
 import tempfile
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +38,9 @@ async def is_made(docker: aiodocker.Docker, release: str, mirror: Mirror) -> boo
     """Whether the engine has the base, made by this script from this mirror."""
     try:
         image = await docker.images.inspect(f"{REPOSITORY}/{release}")
-    except aiodocker.DockerError:
+    except aiodocker.DockerError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
         return False
     return bool((image["Config"]["Labels"] or {}).get(INPUTS) == _inputs(release, mirror))
 

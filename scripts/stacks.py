@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ async def _current(docker: aiodocker.Docker, name: str) -> str | None:
     """The revision that the engine has as the current one."""
     try:
         image = await docker.images.inspect(image_names.tagged(name, image_names.CURRENT))
-    except aiodocker.DockerError:
+    except aiodocker.DockerError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
         return None
     revision: str | None = (image["Config"]["Labels"] or {}).get(image_names.REVISION)
     return revision
