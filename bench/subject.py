@@ -1,0 +1,54 @@
+"""What is measured: somebody who runs the same command in the same image with the same limits."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+ROOT = Path(__file__).resolve().parents[1]
+HI = ("echo", "hi")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The services that all share."""
+
+    broker: str
+    engine: str
+    image: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One job, in milliseconds from its publication; `first_line` is when a subscriber had one, if there is any."""
+
+    total: float
+    first_line: float | None = None
+
+
+class Subject(Protocol):
+    """Something that runs jobs. The engine and the broker are no part of it."""
+
+    @property
+    def name(self) -> str:
+        """What the figures call it."""
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """Its own processes."""
+
+    @abstractmethod
+    async def one(self) -> Run:
+        """Run `echo hi`, and return when its end is known."""
+
+    @abstractmethod
+    async def many(self, count: int) -> float:
+        """Run so many of them, submitted at once; the seconds that it took."""
+
+
+def since(began: float) -> float:
+    """Milliseconds since then, by the clock of `perf_counter`."""
+    return 1000 * (time.perf_counter() - began)
