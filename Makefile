@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test services stop stacks examples demo soak clean
+.PHONY: help setup lint check test services stop stacks examples demo soak bench clean
 BIN := .venv/bin
 
 help: ## Show this list
@@ -37,6 +37,9 @@ demo: ## See three jobs go through, from nothing to a result
 
 soak: setup ## Ten minutes of jobs while broker, engine, network and workers fail
 	@$(BIN)/python -m scripts.soak
+
+bench: setup ## Measure how fast it is, beside what people would use instead (20 minutes)
+	@$(BIN)/python -m bench
 
 clean: ## Stop the private services and delete everything that was made
 	@scripts/services clean

@@ -10,6 +10,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import aiodocker
 from scripts.devservices.shared import DEV, borrowed, shared_broker, shared_engine
@@ -45,6 +46,7 @@ async def latency(subjects: list[Subject], samples: int) -> dict[str, object]:
     """One job at a time: from its publication to its first line, and to its end."""
     totals: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     firsts: dict[str, list[float]] = {}
+    phases: dict[str, dict[str, list[float]]] = {}
     for number in range(samples + 1):
         for subject in subjects:
             run = await subject.one()
@@ -53,11 +55,16 @@ async def latency(subjects: list[Subject], samples: int) -> dict[str, object]:
             totals[subject.name].append(run.total)
             if run.first_line is not None:
                 firsts.setdefault(subject.name, []).append(run.first_line)
+            for phase, spent in run.phases.items():
+                phases.setdefault(subject.name, {}).setdefault(phase, []).append(spent)
     ended = {name: figure(values) for name, values in totals.items()}
     lines = {name: figure(values) for name, values in firsts.items()}
     _show("from publication to the known end", ended, "ms", "latency")
     _show("from publication to the first line at a subscriber", lines, "ms", "first-line")
+    for name, spent_in in phases.items():
+        say(f"{name}: " + ", ".join(f"{phase} {median(spent):.1f} ms" for phase, spent in spent_in.items()))
     return {
+        "phases_ms": {name: {phase: median(spent) for phase, spent in each.items()} for name, each in phases.items()},
         "ended_ms": {name: asdict(each) for name, each in ended.items()},
         "first_line_ms": {name: asdict(each) for name, each in lines.items()},
         "raw": {"ended_ms": totals, "first_line_ms": firsts},

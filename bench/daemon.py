@@ -48,7 +48,9 @@ class Runner:
         result = await job.result()
         if result.outcome != "succeeded":
             raise RuntimeError(f"{self.name}: {result.reason}")
-        return Run(total=since(began), first_line=first)
+        total, told = since(began), result.body["seconds"]
+        phases = {name: 1000 * told[name] for name in ("queued", "prepare", "run")}
+        return Run(total=total, first_line=first, phases={**phases, "told": total - sum(phases.values())})
 
     async def many(self, count: int, command: Sequence[str] = HI) -> float:
         """Submit all of them, then wait for the last one."""

@@ -2,8 +2,8 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,10 +23,14 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One job, in milliseconds from its publication; `first_line` is when a subscriber had one, if there is any."""
+    """One job, in milliseconds from its publication; `first_line` is when a subscriber had one, if any.
+
+    `phases` are the parts of it that the subject itself tells of.
+    """
 
     total: float
     first_line: float | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Subject(Protocol):
