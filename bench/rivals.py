@@ -137,8 +137,8 @@ async def celery(site: Site, python: Path, processes: int) -> AsyncIterator[Cele
     queue = f"bench-{token_hex(4)}"
     env["PYTHONPATH"] = str(ROOT)
     worker = await asyncio.create_subprocess_exec(
-        str(python), "-m", "celery", "-A", "bench.celery_app", "worker", "-c", str(processes), "-Q", queue, "-n", f"{queue}@%h",
-        "--without-gossip", "--without-mingle", "-l", "warning",
+        str(python), "-m", "celery", "-A", "bench.celery_app", "worker", "-c", str(processes), "-Q", queue,
+        "-n", f"{queue}@%h", "--without-gossip", "--without-mingle", "-l", "warning",
         env=env, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     script = _SUBMIT.replace('run.delay(["echo", "hi"])', f'run.apply_async((["echo", "hi"],), queue="{queue}")')
