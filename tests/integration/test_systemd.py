@@ -117,6 +117,20 @@ def test_the_unit_has_no_faults(unit: Path) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
+def test_what_scratch_adds_to_the_unit_has_no_faults_and_opens_little(unit: Path) -> None:
+    drop_in = unit.with_name(f"{unit.name}.d") / "scratch.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text((UNIT.parent / "scratch.conf").read_text(encoding="utf-8") + "Nonsense=1\n")
+    assert "Nonsense" in analyze("verify", str(unit)).stderr  # it is read
+    drop_in.write_text((UNIT.parent / "scratch.conf").read_text(encoding="utf-8"))
+
+    verified = analyze("verify", str(unit))
+    shut = analyze("security", "--offline=yes", "--no-pager", "--threshold=25", str(unit))
+
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    assert shut.returncode == 0, shut.stdout[-200:]
+
+
 @pytest.mark.parametrize("name", ["runner-reap.service", "runner-reap.timer"])
 def test_the_reaper_has_no_faults(tmp_path: Path, name: str) -> None:
     for path in UNIT.parent.glob("runner-reap.*"):
