@@ -55,7 +55,7 @@ class Redactor:
 
     def __init__(self, values: Iterable[bytes] = ()) -> None:
         self._patterns = patterns(values)
-        self._steps = {pattern: _step(pattern) for pattern in self._patterns}
+        self._steps: dict[bytes, int] = {}
         self._longest = max(map(len, self._patterns), default=0)
         self._starts: dict[int, list[bytes]] = {}
         for pattern in self._patterns:
@@ -137,10 +137,13 @@ class Redactor:
                 end = at + len(pattern)
                 shown[at:end] = _MASK * len(pattern)
                 reached = max(reached, end) if at < cut else reached
-                at = data.find(pattern, at + self._steps[pattern])
+                at = data.find(pattern, at + self._step(pattern))
         return (data if shown is None else bytes(shown)), reached
 
-
-def _step(pattern: bytes) -> int:
-    """How far behind an occurrence the next one can begin: less than its length where it overlaps with itself."""
-    return next(step for step in range(1, len(pattern) + 1) if pattern.startswith(pattern[step:]))
+    def _step(self, pattern: bytes) -> int:
+        """How far behind an occurrence the next one can begin: less than its length where it overlaps with itself."""
+        step = self._steps.get(pattern)
+        if step is None:  # found out only when it is needed: it takes its time
+            step = next(step for step in range(1, len(pattern) + 1) if pattern.startswith(pattern[step:]))
+            self._steps[pattern] = step
+        return step
