@@ -116,11 +116,19 @@ class Engine(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """A job's code on this worker: its folder, and how many files, folders and links are in it."""
+
+    folder: Path
+    entries: int
+
+
 class Packages(Protocol):
     """The code that jobs bring along, unpacked."""
 
-    async def hold(self, claim: str, job: Job) -> Path:
-        """The folder of the job's code, which stays as it is until `release`, even if this daemon ends before that.
+    async def hold(self, claim: str, job: Job) -> Unpacked:
+        """The job's code, which stays as it is until `release`, even if this daemon ends before that.
 
         Raises `RejectedError` for code that is not allowed, not there or no good, `DeferredError` when it cannot be had
         now. When it raises or is cancelled, `release` has to follow all the same.

@@ -13,7 +13,7 @@ import pytest
 from tests.archives import tar_entry, tar_gz, tar_of, zip_of
 from tests.e2e.conftest import OpenSite
 from tests.e2e.daemon import Daemon, Site, eventually
-from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
+from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 from tests.integration.package_server import PackageServer, package_server
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -249,6 +249,27 @@ async def test_a_daemon_that_is_killed_while_it_fetches_fetches_again(site: Site
             assert server.asked["/ok/app.tgz"] == 2
             assert list(site.state_dir.glob("code/.work/*")) == []
             await second.stop()
+
+
+async def test_a_container_that_waited_shows_code_as_well_unless_that_is_large(site: Site) -> None:
+    site.keep_warm(STACK, 2)
+    look = "cat $1/lib/word; find $1 -type f | wc -l; touch $1/x; grep -c ' /job/code ' /proc/mounts"
+    files = {**FILES, **{f"many/{number}": "" for number in range(1000)}}
+    large = tar_of(files, executable=["main.sh"])
+    async with site.daemon(warm__enabled="true") as daemon, open_submitter_after(daemon) as acme:
+        for archive, found, warm in ((ARCHIVE, "hello2\n0\n", True), (large, "hello1002\n1\n", False)):
+            await eventually(lambda: waits(site, 2), "two containers wait")
+            job = await acme.run(sh(f"set -- $JOB_CODE_DIR; {look}"), code=inline(archive))
+            assert job.text() == found
+            assert "Read-only file system" in job.text("err")
+            assert (await job.event("started"))["warm"] is warm
+        await daemon.clean()
+        await daemon.stop()
+    assert len(packages(site)) == 2
+
+
+async def waits(site: Site, count: int) -> bool:
+    return len(await site.warm_containers()) == count
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from runner.adapters.packages.observer import Arrival
 from runner.adapters.packages.store import PackageStore, open_packages
 from runner.errors import DeferredError, RejectedError
 from runner.job import InlineCode, Job, LinkedCode, Priority, Route
+from runner.ports import Unpacked
 from runner.sources import parse_source
 
 ARCHIVE = tar_of({"main.sh": "echo hi"}, executable=["main.sh"])
@@ -107,13 +108,13 @@ def inline(archive: bytes, tenant: str = "acme") -> Job:
     return make_job(code=InlineCode(archive=archive), route=route)
 
 
-async def refused(hold: Awaitable[Path]) -> str:
+async def refused(hold: Awaitable[Unpacked]) -> str:
     with pytest.raises(RejectedError) as refusal:
         await hold
     return refusal.value.reason
 
 
-async def passed_on(hold: Awaitable[Path]) -> str:
+async def passed_on(hold: Awaitable[Unpacked]) -> str:
     with pytest.raises(DeferredError) as deferral:
         await hold
     return deferral.value.reason
@@ -121,10 +122,11 @@ async def passed_on(hold: Awaitable[Path]) -> str:
 
 async def test_a_package_in_the_message_is_unpacked(opened: Open) -> None:
     async with opened() as house:
-        tree = await house.store.hold("c1", inline(ARCHIVE))
+        tree = (await house.store.hold("c1", inline(ARCHIVE))).folder
         assert (tree / "main.sh").read_text() == "echo hi"
         assert os.access(tree / "main.sh", os.X_OK)
-        assert house.packages == {f"acme/{hashlib.sha256(ARCHIVE).hexdigest()}"}
+        assert (await house.store.hold("c2", inline(tar_of({"a/b/c": "", "d": ""})))).entries == 4
+        assert f"acme/{hashlib.sha256(ARCHIVE).hexdigest()}" in house.packages
         assert house.folder.stat().st_mode & 0o777 == 0o700
         assert not house.work
 
@@ -170,7 +172,7 @@ async def test_whoever_goes_does_not_end_it_for_the_others(opened: Open, server:
         goes.cancel()
         await asyncio.wait({goes})
         server.open.set()
-        assert (await stays / "main.sh").exists()
+        assert ((await stays).folder / "main.sh").exists()
         assert server.asked["/ok/app.tgz"] == 1
 
 
@@ -184,7 +186,7 @@ async def test_what_nobody_waits_for_any_more_is_given_up(opened: Open, server: 
             await server.left.wait()
         await until(lambda: not house.work)
         server.open.set()
-        assert (await house.store.hold("c1", linked(f"{server.url}/ok/app.tgz"))).exists()
+        assert (await house.store.hold("c1", linked(f"{server.url}/ok/app.tgz"))).folder.exists()
 
 
 async def says(request: web.Request) -> web.StreamResponse:
@@ -268,7 +270,7 @@ async def test_a_server_that_recovers_is_enough(opened: Open, server: PackageSer
 
     server.handlers["/ok/app.tgz"] = once_bad
     async with opened(f"{server.url}/ok/") as house:
-        assert (await house.store.hold("c1", linked(f"{server.url}/ok/app.tgz"))).exists()
+        assert (await house.store.hold("c1", linked(f"{server.url}/ok/app.tgz"))).folder.exists()
 
 
 async def test_nobody_waits_for_ever_for_a_server_that_drips(opened: Open, server: PackageServer) -> None:
@@ -306,7 +308,7 @@ async def test_what_is_too_long_is_not_even_taken(opened: Open, server: PackageS
 async def test_a_redirect_is_followed_where_it_is_allowed(opened: Open, server: PackageServer) -> None:
     server.handlers["/ok/latest"] = to("app.tgz?token=1")
     async with opened(f"{server.url}/ok/") as house:
-        assert (await house.store.hold("c1", linked(f"{server.url}/ok/latest"))).exists()
+        assert (await house.store.hold("c1", linked(f"{server.url}/ok/latest"))).folder.exists()
         assert server.asked == {"/ok/latest": 1, "/ok/app.tgz": 1}
 
 
@@ -393,8 +395,8 @@ async def test_the_connection_is_made_to_what_was_checked_with_a_certificate_tha
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
             assert "certificate" in await passed_on(house.store.hold("c1", linked(f"{allowed[2]}app.tgz")))
             assert server.asked == {}
-            assert (await house.store.hold("c1", linked(f"{allowed[0]}app.tgz"))).exists()
-            assert (await house.store.hold("c2", linked(f"{allowed[1]}app.tgz", tenant="other"))).exists()
+            assert (await house.store.hold("c1", linked(f"{allowed[0]}app.tgz"))).folder.exists()
+            assert (await house.store.hold("c2", linked(f"{allowed[1]}app.tgz", tenant="other"))).folder.exists()
 
 
 @pytest.fixture
@@ -413,7 +415,7 @@ def shelf(tmp_path: Path) -> Path:
 
 async def test_a_file_of_an_allowed_folder_is_taken(opened: Open, shelf: Path) -> None:
     async with opened(f"file://{shelf}/") as house:
-        assert (await house.store.hold("c1", linked(f"file://{shelf}/deep/app.tgz"))).exists()
+        assert (await house.store.hold("c1", linked(f"file://{shelf}/deep/app.tgz"))).folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -474,7 +476,7 @@ async def test_what_was_used_least_lately_goes_first_and_nothing_that_is_in_use(
 
 async def test_without_a_cache_a_package_stays_for_its_job_alone(opened: Open) -> None:
     async with opened(cache_bytes=0) as house:
-        tree = await house.store.hold("c1", inline(ARCHIVE))
+        tree = (await house.store.hold("c1", inline(ARCHIVE))).folder
         assert (tree / "main.sh").exists()
         house.store.release("c1")
         house.store.release("c1")
@@ -490,7 +492,7 @@ async def test_the_next_life_keeps_what_its_containers_use(opened: Open) -> None
         (house.folder / ".work" / "broken-off").mkdir()
         (house.folder / "acme" / "no-package").mkdir()
     async with opened(cache_bytes=0, claims=("runs", "another")) as house:
-        assert house.packages == {f"acme/{runs.parent.name}"}
+        assert house.packages == {f"acme/{runs.folder.parent.name}"}
         await until(lambda: not house.work)
         house.store.release("runs")
         assert house.packages == set()

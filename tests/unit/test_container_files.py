@@ -17,6 +17,34 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
+def test_code_is_shown_without_a_copy(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "lib" / "empty").mkdir(parents=True)
+    (tree / "lib" / "a").write_text("a")
+    (tree / "lib" / "a").chmod(0o555)
+    (tree / "file-link").symlink_to("lib/a")
+    (tree / "folder-link").symlink_to("lib")
+    (tree / "nowhere").symlink_to("missing")
+    folder = made(tmp_path)
+    before = os.umask(0o077)
+    try:
+        folder.link_code(tree)
+    finally:
+        os.umask(before)
+    code = folder.path / "code"
+    shown = {str(path.relative_to(code)) for path in code.rglob("*")}
+    assert shown == {str(path.relative_to(tree)) for path in tree.rglob("*")}
+    assert (code / "lib" / "a").samefile(tree / "lib" / "a")
+    assert [str((code / name).readlink()) for name in ("file-link", "folder-link", "nowhere")] == [
+        "lib/a",
+        "lib",
+        "missing",
+    ]
+    assert mode(code) == mode(code / "lib") == mode(code / "lib" / "empty") == 0o755
+    folder.remove()
+    assert (tree / "lib" / "a").read_text() == "a"
+
+
 def test_nobody_on_the_host_passes_the_parent_and_the_job_reads_what_it_may(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:

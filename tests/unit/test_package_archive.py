@@ -323,8 +323,9 @@ def test_whatever_comes_it_stays_in_its_folder_and_its_bounds(
     folder, most = top / "package", data.draw(st.sampled_from([0, 8192, 65536]))
     folder.mkdir()
     try:
-        size = unpack(io.BytesIO(archive), folder, most=most, go_on=nothing)
-        assert size <= most
+        extent = unpack(io.BytesIO(archive), folder, most=most, go_on=nothing)
+        assert extent.size <= most
+        assert extent.entries == len(list(folder.rglob("*")))
     except RejectedError as error:
         told = error.reason.encode().decode()
     else:

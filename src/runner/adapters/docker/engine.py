@@ -39,7 +39,7 @@ from runner.adapters.docker.warm import Kind, WarmPool
 from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, StartError
 from runner.init.binary import init_binary
 from runner.job import Attempt, Bytes, Limits, Network, Plan, Stack
-from runner.ports import OnOutput, Packages
+from runner.ports import OnOutput, Packages, Unpacked
 
 T = TypeVar("T")
 
@@ -52,6 +52,9 @@ _FINAL = (EngineGone, EngineUnfit, ImageMissing)
 """Failures that the same call would meet again, or that leave nobody to call."""
 _PROBE = Limits(memory=Bytes(32 * 2**20), disk=Bytes(2**20))
 _NO_RESERVE = Bytes(0)
+_LINKED_MAX = 1000
+"""Entries of a job's code that are linked into its folder, which takes 20 to 50 µs each; more are mounted, and then the
+job cannot have a container that waited."""
 
 
 GrantAccess = Callable[[Stack], Access]
@@ -71,6 +74,7 @@ class _Launch:
     the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
     `disk` is ours until the engine has mounted it, or there is nobody left who might.
     `possible` is false while the engine was not asked for anything.
+    `code` is what its job brings along, and `linking` shows that to it.
     `becoming` gives a container that was warm its job's name; until then it may have its `former` one.
     """
 
@@ -78,10 +82,16 @@ class _Launch:
     creation: asyncio.Task[str] | None = None
     attachment: Attachment | None = None
     uncertain: bool = False
-    code: Path | None = None
+    code: Unpacked | None = None
+    linking: asyncio.Task[None] | None = None
     disk: LoopDevice | None = None
     becoming: asyncio.Task[Sandbox] | None = None
     former: str | None = None
+
+    @property
+    def to_mount(self) -> Path | None:
+        """The folder of code that is too much to be linked file by file."""
+        return self.code.folder if self.code is not None and self.code.entries > _LINKED_MAX else None
 
     def let_go_of_disk(self) -> None:
         if self.disk is not None:
@@ -148,7 +158,7 @@ class DockerEngine:
 
     def expect(self, name: str, plan: Plan) -> None:
         """Give a warm container its job's name, if there is one that fits; see `runner.ports.Engine`."""
-        if plan.limits.scratch or plan.job.code is not None or plan.network is not Network.NONE:
+        if plan.limits.scratch or plan.network is not Network.NONE:
             return  # what has to be mounted or connected has to be so before the container starts
         warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self._site))
         if warm is None:
@@ -172,9 +182,12 @@ class DockerEngine:
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
         plan, nonce = attempt.plan, self._nonces.of(attempt.claim)
+        launch = self._launches.setdefault(attempt.container_name, _Launch())
         if (waited := await self._expected(attempt)) is not None:
+            await self._show_code(launch, waited)
             return await waited.run(attempt, nonce, on_output, warm=True)
-        self._launches.setdefault(attempt.container_name, _Launch())
+        code, launch = launch.code, self._launches.setdefault(attempt.container_name, _Launch())
+        launch.code = code
         access = self._access(plan.stack) if plan.network is Network.EGRESS else None
         self.fitness.check()
         try:
@@ -186,6 +199,7 @@ class DockerEngine:
                 self.fitness.failed(plan.stack, surely=isinstance(error, EngineUnfit))
             raise
         self.fitness.started()
+        await self._show_code(launch, sandbox)
         return await sandbox.run(attempt, nonce, on_output, warm=False)
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
@@ -208,6 +222,17 @@ class DockerEngine:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
         await self._undo(attempt.claim)
 
+    async def _show_code(self, launch: _Launch, sandbox: Sandbox) -> None:
+        """Show a container its job's code, unless it has it mounted."""
+        if launch.code is None or launch.to_mount is not None:
+            return
+        link = asyncio.to_thread(sandbox.folder.link_code, launch.code.folder)
+        launch.linking = self._own(asyncio.create_task(link))
+        try:
+            await asyncio.shield(launch.linking)
+        except OSError as error:
+            raise DeferredError(f"this worker cannot show the job its code: {error.strerror or error}") from error
+
     async def close(self) -> None:
         """Let go of all connections; what was not discarded is left to the next sweep."""
         for launch in self._launches.values():
@@ -226,15 +251,16 @@ class DockerEngine:
             return None
         try:
             sandbox = await asyncio.shield(launch.becoming)
-            if sandbox.alive:
+            if sandbox.alive and launch.to_mount is None:
                 return sandbox
-            problem = "it ended"
+            problem = "its job's code has to be mounted" if sandbox.alive else "it ended"
         except EngineError as error:
             problem = str(error)
-        _LOG.warning("a container that waited is of no use", extra={"container": launch.former, "problem": problem})
+        level = logging.WARNING if launch.to_mount is None else logging.INFO
+        _LOG.log(level, "a container that waited is of no use", extra={"container": launch.former, "problem": problem})
         try:
             async with asyncio.timeout(_REMAKE_PATIENCE):
-                await self._undo(attempt.claim)
+                await self._unmake(attempt.claim)
         except TimeoutError:
             raise EngineError(f"a container that waited for a job cannot be used or removed: {problem}") from None
         return None
@@ -251,6 +277,11 @@ class DockerEngine:
         return await self._prepare(folder_of(name, self._site.worker), stack, limits)
 
     async def _undo(self, claim: str) -> None:
+        """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of."""
+        await self._unmake(claim)
+        self._release(claim)
+
+    async def _unmake(self, claim: str) -> None:
         """Return when nothing is left of what was made for the claim, or to wait for one, if anything was."""
         name = container_of(claim, self._site.worker)
         launch = self._launches.setdefault(name, _Launch(possible=True))
@@ -258,8 +289,8 @@ class DockerEngine:
             if launch.attachment is not None:
                 launch.attachment.close()
                 launch.attachment = None
-            if launch.becoming is not None:
-                await asyncio.wait({launch.becoming})
+            if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
+                await asyncio.wait(under_way)
             container = await self._outcome(launch)
             if launch.possible:
                 await self._removal.remove(name, container)
@@ -267,7 +298,6 @@ class DockerEngine:
                 await asyncio.sleep(self.client.limits[Operation.CREATE].total_seconds())
                 await self._removal.remove(name)
             await self._remove_files(JobFolder(self._jobs / claim))
-            self._release(claim)
         finally:
             launch.let_go_of_disk()
             self._scratch.forget(name)
@@ -294,7 +324,7 @@ class DockerEngine:
         launch, stack = self._launches.setdefault(name, _Launch()), lodge(stack, claim, self._site)
         try:
             folder.create()
-            if launch.code is not None:
+            if launch.to_mount is not None:
                 folder.make_place_for_code()
         except OSError as error:
             kind = EngineUnfit if error.errno == errno.ENOSPC else EngineError
@@ -302,7 +332,7 @@ class DockerEngine:
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
-        body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.code, access=access)
+        body = create_body(stack, limits, folder.path, self._site, scratch=disk, code=launch.to_mount, access=access)
         async with self._starting:
             container, attachment = await self._started(launch, name, body)
         launch.let_go_of_disk()

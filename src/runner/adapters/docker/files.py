@@ -61,6 +61,10 @@ class JobFolder:
         """Make the folder over which the job's code is mounted."""
         (self.path / CODE).mkdir(mode=0o755)
 
+    def link_code(self, tree: Path) -> None:
+        """Show a folder of code: its files and links are shared, its folders are made anew. Raises OSError."""
+        _link(tree, self.path / CODE)
+
     def move(self, path: Path) -> None:
         """Give the folder another place; a container that has it mounted sees no difference. Raises OSError."""
         self.path.rename(path)
@@ -107,3 +111,14 @@ class JobFolder:
             return (os.read(descriptor, most + 1) or None) if plain else None
         finally:
             os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.mkdir()
+    target.chmod(0o755)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _link(Path(entry.path), target / entry.name)
+            else:
+                os.link(entry.path, target / entry.name, follow_symlinks=False)

@@ -5,15 +5,15 @@ from typing import BinaryIO
 
 from runner.adapters.packages.gunzip import Gunzip
 from runner.adapters.packages.tar import TarReader
-from runner.adapters.packages.tree import GoOn, Tree, damage
+from runner.adapters.packages.tree import Extent, GoOn, Tree, damage
 from runner.adapters.packages.zip import ZipReader
 
 _MAGIC_GZIP = b"\x1f\x8b"
 _MAGIC_ZIP = (b"PK\3\4", b"PK\5\6")
 
 
-def unpack(archive: BinaryIO, folder: Path, *, most: int, go_on: GoOn) -> int:
-    """Unpack a tar.gz or a zip into an empty folder; what it takes on disk, in bytes.
+def unpack(archive: BinaryIO, folder: Path, *, most: int, go_on: GoOn) -> Extent:
+    """Unpack a tar.gz or a zip into an empty folder; how much that is.
 
     Raises `RejectedError` that names the entry that is wrong, or the archive, and `OSError` when the disk fails us.
     Files are readable, and executable where they were for anybody; folders can be changed by their owner alone.
@@ -27,5 +27,4 @@ def unpack(archive: BinaryIO, folder: Path, *, most: int, go_on: GoOn) -> int:
         ZipReader(file=archive, tree=tree).run()
     else:
         raise damage("is neither a tar.gz nor a zip")
-    tree.finish()
-    return tree.size
+    return tree.finish()

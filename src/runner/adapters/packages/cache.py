@@ -4,7 +4,7 @@
 
     tree/       what jobs see
     holds/      a file for each claim whose container has it mounted: what survives the daemon
-    size        the bytes that it takes
+    size        the bytes that it takes, and how many files, folders and links it has
 
 A package appears by a rename, whole; what is being made or thrown out is in `.work`. All of this is quick, but
 `load`.
@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runner.adapters.packages.tree import Extent
+
 _TREE, _HOLDS, _SIZE, _WORK, _BOOT = "tree", "holds", "size", ".work", ".boot"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,7 +30,7 @@ class Package:
     """One unpacked package. `used` is when a job last took it, in seconds since 1970."""
 
     folder: Path
-    size: int
+    extent: Extent
     used: float
     holders: set[str] = field(default_factory=set)
 
@@ -50,7 +52,7 @@ class Cache:
     @property
     def size(self) -> int:
         """The bytes that all packages take."""
-        return sum(package.size for package in self._packages.values())
+        return sum(package.extent.size for package in self._packages.values())
 
     def load(self, claims: Collection[str]) -> None:
         """Take over what an earlier life left, with the holds of these claims alone. Raises `OSError`."""
@@ -85,16 +87,16 @@ class Cache:
         """The package, if it is here."""
         return self._packages.get((tenant, digest))
 
-    def add(self, folder: Path, tenant: str, digest: str, size: int) -> Package:
+    def add(self, folder: Path, tenant: str, digest: str, extent: Extent) -> Package:
         """A folder of `work_folder` is complete. One that came first stays. Raises `OSError`."""
         known = self.find(tenant, digest)
         if known is not None:
             return known
-        (folder / _SIZE).write_text(str(size))
+        (folder / _SIZE).write_text(f"{extent.size} {extent.entries}")
         place = self._folder / tenant / digest
         place.parent.mkdir(mode=0o700, exist_ok=True)
         folder.rename(place)
-        package = self._packages[tenant, digest] = Package(folder=place, size=size, used=time.time())
+        package = self._packages[tenant, digest] = Package(folder=place, extent=extent, used=time.time())
         return package
 
     def hold(self, package: Package, claim: str) -> None:
@@ -128,11 +130,13 @@ class Cache:
 
     def _take_over(self, tenant: str, folder: Path, claims: Collection[str]) -> None:
         try:
-            size, holds = int((folder / _SIZE).read_text()), list((folder / _HOLDS).iterdir())
+            size, entries = map(int, (folder / _SIZE).read_text().split())
+            holds = list((folder / _HOLDS).iterdir())
         except (OSError, ValueError):
             _remove(folder)  # nothing that we made
             return
-        package = Package(folder=folder, size=size, used=folder.stat().st_mtime)
+        extent = Extent(size=size, entries=entries)
+        package = Package(folder=folder, extent=extent, used=folder.stat().st_mtime)
         self._packages[tenant, folder.name] = package
         for hold in holds:
             if hold.name in claims:

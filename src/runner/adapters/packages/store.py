@@ -19,9 +19,10 @@ from runner.adapters.packages.cache import Cache, Package
 from runner.adapters.packages.fetch import Fetcher, Patience
 from runner.adapters.packages.observer import Arrival, PackageObserver
 from runner.adapters.packages.threads import Threads
-from runner.adapters.packages.tree import GoOn
+from runner.adapters.packages.tree import Extent, GoOn
 from runner.errors import DeferredError, RejectedError
 from runner.job import InlineCode, Job, LinkedCode
+from runner.ports import Unpacked
 from runner.sources import Source
 from runner.units import format_duration
 
@@ -59,8 +60,8 @@ class PackageStore:
         await asyncio.to_thread(self._cache.load, claims)
         self._tidy()
 
-    async def hold(self, claim: str, job: Job) -> Path:
-        """The folder of a job's package; see `runner.ports.Packages`."""
+    async def hold(self, claim: str, job: Job) -> Unpacked:
+        """A job's code; see `runner.ports.Packages`."""
         if job.code is None:
             raise AssertionError("a job without code needs no package")
         try:
@@ -76,7 +77,7 @@ class PackageStore:
             self._observer.package_arrived(Arrival.DEFERRED)
             raise DeferredError(f"this worker cannot keep the job's code: {error.strerror or error}") from error
         self._observer.package_arrived(how)
-        return package.tree
+        return Unpacked(folder=package.tree, entries=package.extent.entries)
 
     def release(self, claim: str) -> None:
         """The claim's container is gone; see `runner.ports.Packages`."""
@@ -130,13 +131,13 @@ class PackageStore:
         began = asyncio.get_running_loop().time()
         folder = self._cache.work_folder()
         try:
-            size = await self._unpack(await self._archive(code, folder), folder)
-            package = self._cache.add(folder, tenant, _digest(code), size)
+            extent = await self._unpack(await self._archive(code, folder), folder)
+            package = self._cache.add(folder, tenant, _digest(code), extent)
         finally:
             if folder.exists():
                 self._own(self._remove(folder))
         seconds = asyncio.get_running_loop().time() - began
-        facts = {"tenant": tenant, "sha256": _digest(code), "bytes": size, "seconds": round(seconds, 3)}
+        facts = {"tenant": tenant, "sha256": _digest(code), "bytes": extent.size, "seconds": round(seconds, 3)}
         log.info("code package unpacked", extra=facts)
         return package
 
@@ -148,7 +149,7 @@ class PackageStore:
         await self._fetcher.fetch(code.url, code.sha256, path)
         return path
 
-    async def _unpack(self, archive: Path | bytes, folder: Path) -> int:
+    async def _unpack(self, archive: Path | bytes, folder: Path) -> Extent:
         try:
             async with asyncio.timeout(_UNPACK_MOST.total_seconds()):
                 return await self._threads.run(partial(_unpack, archive, self._cache.tree_of(folder), self._most))
@@ -185,13 +186,13 @@ def _digest(code: Code) -> str:
     return hashlib.sha256(code.archive).hexdigest() if isinstance(code, InlineCode) else code.sha256
 
 
-def _unpack(archive: Path | bytes, tree: Path, most: int, go_on: GoOn) -> int:
+def _unpack(archive: Path | bytes, tree: Path, most: int, go_on: GoOn) -> Extent:
     if isinstance(archive, bytes):
         return unpack(BytesIO(archive), tree, most=most, go_on=go_on)
     with archive.open("rb") as file:
-        size = unpack(file, tree, most=most, go_on=go_on)
+        extent = unpack(file, tree, most=most, go_on=go_on)
     archive.unlink()
-    return size
+    return extent
 
 
 @asynccontextmanager

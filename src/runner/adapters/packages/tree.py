@@ -4,6 +4,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
@@ -31,6 +32,14 @@ class _Kind(Enum):
     FOLDER = auto()
     FILE = auto()
     LINK = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much a package is: its bytes on disk, and its files, folders and links."""
+
+    size: int
+    entries: int
 
 
 class Tree:
@@ -90,13 +99,14 @@ class Tree:
         self._claim(name, path, _Kind.LINK)
         self._links[path] = target
 
-    def finish(self) -> None:
-        """Make the links, once it is known where each of them leads."""
+    def finish(self) -> Extent:
+        """Make the links, once it is known where each of them leads; how much there is now."""
         for path in self._links:
             self._go_on()
             self._check_link(path)
         for path, target in self._links.items():
             (self._folder / path).symlink_to(target)
+        return Extent(size=self.size, entries=len(self._kinds) - 1)
 
     def _path(self, name: str) -> str:
         """The path under the folder; "" is the folder itself."""
