@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.broker]
 WIDE, NARROW = "runner0", "runner0-listed"
 _OTHERS = ("jobs0", "jobs0-listed")
 """Networks of the worker whose jobs run, beside those that the other tests make and remove."""
+_TRY = 'for each; do [ "$(nc -w 1 "${each%:*}" "${each#*:}" </dev/null)" = hello ] && echo "$each"; done; true'
+"""Tells which of some addresses (`host:port`) says hello."""
 _PLAIN = {"network__nameservers": f'["{NAMES}"]'}
 
 
@@ -94,7 +96,7 @@ class Operator:
         return (
             {name for name in networks if name not in ("host", "none", *_OTHERS)},
             tables,
-            [path.name for path in self.site.state_dir.glob("[er]*")],
+            [path.name for path in self.site.state_dir.glob("[er]*") if path.name != "exec"],
         )
 
 
@@ -114,10 +116,7 @@ class Reach:
 
     async def tried(self, *addresses: str, stack: str = "reaching", **fields: Any) -> list[str]:
         """Which of the addresses (`host:port`) a job reaches."""
-        script = (
-            'for each; do [ "$(nc -w 1 "${each%:*}" "${each#*:}" </dev/null)" = hello ] && echo "$each"; done; true'
-        )
-        job = await self.submitter.run(["sh", "-c", script, "sh", *addresses], stack=stack, **fields)
+        job = await self.submitter.run(["sh", "-c", _TRY, "sh", *addresses], stack=stack, **fields)
         job.ended("succeeded", exit_code=0)
         return job.text().split()
 
@@ -330,6 +329,12 @@ async def test_a_job_reaches_what_is_public_and_nothing_else(reach: Reach) -> No
         f"{LISTED}:81",
         "a.example:80",
     ]
+
+
+async def test_a_job_that_runs_without_a_broker_reaches_the_same(reach: Reach) -> None:
+    words = ("exec", "--stack", "reaching", "--", "sh", "-c", _TRY, "sh", f"{PUBLIC}:80", f"{PRIVATE}:80")
+    said = await reach.operator.command(*words)
+    assert (said.code, said.out) == (0, f"{PUBLIC}:80\n"), said.err
 
 
 async def test_jobs_do_not_reach_each_other(reach: Reach) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from runner.app.local import Interrupts, open_local
 from runner.app.policy import policy_of
 from runner.codec import Notice, new_ordered_id
-from runner.errors import EngineError, RunnerError
+from runner.errors import ConfigError, EngineError, RunnerError
 from runner.job import Job, JobKey, JobResult, Outcome, Priority, Route, Stack, StackRef
 from runner.ports import Batch
 from runner.settings import Settings
@@ -91,6 +91,8 @@ class Admission:
         result = await self._run(stack, command)
         if result.verdict.outcome is Outcome.LOST:
             raise EngineError(f"the smoke test did not end: {result.verdict.reason}")
+        if result.verdict.outcome is Outcome.REJECTED:
+            raise ConfigError(f"{built.stack}: its smoke test cannot run on this machine: {result.verdict.reason}")
         times = result.times
         seconds = (times.ended - times.started).total_seconds() if times.started and times.ended else None
         return Smoke(

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
 from runner.adapters.secrets import FileSecrets
+from runner.app.egress import Gate, Watch
 from runner.app.packages import open_packages_of
 from runner.codec import Envelope, Notice, decode_job, encode_event, new_ordered_id, parse_route
 from runner.errors import ConfigError, DeferredError, EngineUnfit, ImageMissing, RejectedError
@@ -31,6 +32,7 @@ from runner.job import (
     Job,
     JobKey,
     JobResult,
+    Network,
     Outcome,
     Plan,
     Stack,
@@ -41,6 +43,7 @@ from runner.job import (
 from runner.plan import Policy, check_request, make_plan
 from runner.ports import Batch, ClaimRecord, Event, Stacks
 from runner.settings import Settings
+from runner.stacks.images import open_images
 from runner.timeline import Timeline
 
 _FOLDER = "exec"
@@ -117,13 +120,14 @@ class Local:
     journal: SqliteJournal
     metrics: Metrics
     secrets: FileSecrets
+    watch: Watch
 
     async def run(self, job: Job, stacks: Stacks, policy: Policy, show: Show, interrupts: Interrupts) -> JobResult:
         """Run the job to its end; how it ended. Raises `EngineError` when the engine does not know the stack's image.
 
         What concerns when and how often a job starts (delay, retries …) is left out: this is one attempt, now.
         """
-        stack, plan = await _choose(job, stacks, policy)
+        stack, plan = await self._choose(job, stacks, replace(policy, egress=self.watch.gate.refusal))
         told = _Told(show)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(told.pass_on())
@@ -148,6 +152,18 @@ class Local:
             finally:
                 told.close()
         return result
+
+    async def _choose(self, job: Job, stacks: Stacks, policy: Policy) -> tuple[Stack | None, Plan | Verdict]:
+        """The stack and the plan, or why there is none: nobody else could run it, so what is passed on is refused."""
+        stack = None
+        try:
+            check_request(job, policy)
+            stack = await stacks.resolve(job.stack)
+            if (job.network or stack.network) is Network.EGRESS:
+                await self.watch.look()
+            return stack, make_plan(job, stack, policy)
+        except (RejectedError, DeferredError) as error:
+            return stack, _refusal(error)
 
     async def _run(self, plan: Plan, timeline: Timeline, told: _Told, interrupts: Interrupts) -> JobResult:
         attempt = Attempt(plan=plan, worker=self.worker, claim=timeline.claim, number=1)
@@ -237,9 +253,10 @@ def local_job(message: Mapping[str, Any], routing_key: str) -> Job:
 
 @asynccontextmanager
 async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
-    metrics = Metrics(version=__version__, installed=lambda: ())
+    metrics, gate = Metrics(version=__version__, installed=lambda: ()), Gate(settings)
     async with (
         open_journal(folder, _now) as journal,
+        open_images(settings.engine.url) as images,
         open_packages_of(settings, folder, metrics) as packages,
         open_engine(
             url=settings.engine.url,
@@ -249,6 +266,7 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
             packages=packages,
             reserve=settings.capacity.disk_free,
             uids=settings.engine.uid_numbers,
+            access=gate.access,
         ) as house,
     ):
         await packages.load(())
@@ -259,6 +277,7 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
             journal=journal,
             metrics=metrics,
             secrets=FileSecrets(settings.secrets.dir),
+            watch=Watch(settings=settings, gate=gate, probes=house.probes, images=images),
         )
 
 
@@ -294,17 +313,6 @@ async def _obey(run: Run, interrupts: Interrupts) -> None:
     run.stop(StopReason.CANCELLED, "interrupted at the terminal")
     await interrupts.second.wait()
     run.stop(StopReason.CANCELLED, at_once=True)
-
-
-async def _choose(job: Job, stacks: Stacks, policy: Policy) -> tuple[Stack | None, Plan | Verdict]:
-    """The stack and the plan, or why there is none: nobody else could run it, so what is passed on is refused here."""
-    stack = None
-    try:
-        check_request(job, policy)
-        stack = await stacks.resolve(job.stack)
-        return stack, make_plan(job, stack, policy)
-    except (RejectedError, DeferredError) as error:
-        return stack, _refusal(error)
 
 
 def _refusal(error: RejectedError | DeferredError) -> Verdict:
