@@ -18,7 +18,7 @@ import aio_pika
 import pytest
 from tests.e2e.daemon import Daemon, Site, eventually, open_site
 from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
-from tests.engine_proxy import EngineProxy, Fault, after
+from tests.engine_proxy import EngineProxy, Fault, after, refuse
 from tests.services import Endpoint, Engine, build_busybox
 from tests.shims import shim_of
 
@@ -214,6 +214,20 @@ async def test_an_engine_that_goes_down_loses_what_runs_and_nothing_else(place: 
     assert (await handles.finished()).result["outcome"] == "cancelled"
     assert [job.kinds.count("retrying") <= 1 for job in phases.all] == [True] * 5
     assert phases.removed.result["attempt"] == 1
+
+
+async def test_an_engine_whose_disk_is_full_costs_no_job_anything(place: Place) -> None:
+    place.proxy.fault(START, refuse(500, "mkdir /run/containerd: no space left on device"))
+    jobs = [await place.acme.submit(["true"], retry={"max": 0}) for _ in range(3)]
+    await jobs[0].event("deferred")
+    await place.says("no space left on device")
+    assert (await place.status())["state"] == "paused"
+    place.proxy.heal()
+    for job in jobs:
+        await job.finished()
+        job.ended("succeeded", blame="none", exit_code=0, attempt=1)
+        assert "retrying" not in job.kinds
+    await place.daemon.ready()
 
 
 async def test_deadlines_and_cancels_hold_while_the_engine_hangs(place: Place) -> None:

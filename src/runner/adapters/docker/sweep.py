@@ -23,7 +23,7 @@ EVERY = timedelta(seconds=60)
 GRACE = TIME_LIMITS[Operation.CREATE] + timedelta(seconds=30)
 """How old an unknown container must be: a create that we gave up may still land."""
 _PATIENCE = timedelta(minutes=2)
-_PATIENCE_AT_START = timedelta(seconds=20)
+_PATIENCE_AT_START = timedelta(seconds=60)
 """How long jobs wait for the removal of what an earlier life left: all they need is its room."""
 _LONGEST_PAUSE = 30.0
 
