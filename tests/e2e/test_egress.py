@@ -24,7 +24,7 @@ from tests.services import Endpoint
 
 from runner.adapters.network.segments import table_name
 from runner.app.finding import Finding, Remedy
-from runner.app.network import Applied, apply_network, check_network, remove_network
+from runner.app.network import Applied, apply_network, check_network, look_at_egress, remove_network
 from runner.errors import ConfigError, EngineGone, HostError
 from runner.settings import Settings, load_settings
 
@@ -225,14 +225,17 @@ async def test_networks_and_rules_are_made_once(operator: Operator) -> None:
     assert len(made.did) == 3
     assert again == Applied(did=(), record=made.record)
     assert good(await operator.check())
+    assert look_at_egress(operator.settings()).ok
 
 
 async def test_the_commands_tell_what_they_did_and_what_is_to_do(operator: Operator) -> None:
     unset = (await operator.check())["egress"]
+    asked_for = look_at_egress(operator.settings())
     made = await operator.command("network", "apply", "--json")
     checked = await operator.command("network", "check", "--json")
     removed = await operator.command("network", "remove")
 
+    assert asked_for.detail == "is not set up, but asked for by listed; run: runner network apply"
     assert (unset.detail, unset.remedy) == ("is not set up; run: runner network apply", Remedy.CONFIG)
     assert [network["name"] for network in json.loads(made.out)["networks"]] == [WIDE, NARROW]
     assert checked.code == made.code == removed.code == 0
@@ -362,6 +365,12 @@ async def test_a_job_of_a_stack_with_a_list_reaches_that_alone(reach: Reach) -> 
 async def test_a_job_chooses_for_itself(reach: Reach) -> None:
     assert await reach.tried(f"{PUBLIC}:80", network="none") == []
     assert await reach.tried(f"{PUBLIC}:80", network="egress", stack=STACK) == [f"{PUBLIC}:80"]
+
+
+async def test_a_job_that_is_run_here_and_now_reaches_out_too(reach: Reach) -> None:
+    said = await reach.operator.command("exec", "--stack", "reaching", "nc", "-w", "1", PUBLIC, "80")
+
+    assert (said.code, said.out) == (0, "hello"), said.err
 
 
 async def test_a_job_asks_the_name_servers_that_were_applied(reach: Reach) -> None:

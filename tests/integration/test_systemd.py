@@ -131,9 +131,11 @@ def test_what_scratch_adds_to_the_unit_has_no_faults_and_opens_little(unit: Path
     assert shut.returncode == 0, shut.stdout[-200:]
 
 
-@pytest.mark.parametrize("name", ["runner-reap.service", "runner-reap.timer"])
-def test_the_reaper_has_no_faults(tmp_path: Path, name: str) -> None:
-    for path in UNIT.parent.glob("runner-reap.*"):
+@pytest.mark.parametrize(
+    "name", ["runner-reap.service", "runner-reap.timer", "runner-network.service", "runner-network.timer"]
+)
+def test_what_stands_beside_it_has_no_faults(tmp_path: Path, name: str) -> None:
+    for path in UNIT.parent.glob("runner-*.*"):
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/runner/bin/runner", "/bin/true"))
 
     result = analyze("verify", str(tmp_path / name))

@@ -11,6 +11,7 @@ from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
 from runner.app.disk import disk_of, engine_is_here, free, shortage
 from runner.app.finding import Finding, Remedy
+from runner.app.network import look_at_egress
 from runner.app.secrets import look_at_secrets
 from runner.app.sources import look_at_sources
 from runner.app.stacks import list_stacks
@@ -34,6 +35,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield finding
     async for finding in _engine(settings):
         yield finding
+    yield look_at_egress(settings)
     yield _init()
     yield _state_dir(settings.worker.state_dir)
     yield _disk("disk", settings.worker.state_dir, "worker.state_dir", settings.capacity.disk_free)

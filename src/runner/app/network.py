@@ -15,7 +15,7 @@ from runner.app.finding import Finding, Remedy
 from runner.destination import PRIVATE, Destination
 from runner.errors import ConfigError, HostError
 from runner.settings import Settings
-from runner.stacks.lists import allow_lists
+from runner.stacks.lists import allow_lists, reaching
 
 APPLY = "run: runner network apply"
 
@@ -80,7 +80,8 @@ class _Apply:
         for made in record.networks[: len(self.wanted)]:
             if made.name not in kept:
                 await self._make(made)
-        self.file.write(record)
+        if self.did or record != before:
+            self.file.write(record)
         if before is not None and before.table != record.table:
             nft.delete(before.table)
         return record
@@ -182,6 +183,26 @@ async def check_network(settings: Settings) -> AsyncIterator[Finding]:
         yield _switch("bridged frames", "net.bridge.bridge-nf-call-iptables", on=host.sees_bridged())
     for finding in _useless(lists, settings.network.private):
         yield finding
+
+
+def look_at_egress(settings: Settings) -> Finding:
+    """What whoever is not root can tell: whether what was applied is what settings and stacks ask for."""
+    folder = settings.stacks.dir
+    try:
+        record = RecordFile(settings.worker.state_dir).read()
+        wanting = reaching(folder)
+        if record is None and not wanting:
+            return Finding(name="egress", detail=f"is not set up; for jobs that reach out, {APPLY}")
+        if record is None:
+            return _mend("egress", f"is not set up, but asked for by {', '.join(wanting)}", Remedy.CONFIG)
+        if difference := difference_of(record, settings, allow_lists(folder)):
+            return _mend("egress", difference, Remedy.CONFIG)
+    except HostError as error:
+        return Finding(name="egress", detail=str(error), remedy=Remedy.MACHINE)
+    except ConfigError as error:
+        return Finding(name="egress", detail="; ".join(error.faults), remedy=Remedy.CONFIG)
+    names = ", ".join(made.name for made in record.networks)
+    return Finding(name="egress", detail=f"{names}; the daemon proves them, as root see runner network check")
 
 
 async def remove_network(settings: Settings) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from ipaddress import AddressValueError, IPv4Address
-from itertools import count
+from secrets import token_hex
 from typing import Any
 
 from runner.adapters.docker.census import Census
@@ -31,7 +31,6 @@ class Probes:
         self._census = census
         self._site = site
         self._names: set[str] = set()
-        self._numbers = count(1)
 
     def names(self) -> frozenset[str]:
         """The containers of the probes that go on."""
@@ -39,7 +38,7 @@ class Probes:
 
     async def run(self, network: str, image: str, words: Words) -> str:
         """What the probe told; nothing is left of it. `image` may be empty. Raises `EngineError` and its kin."""
-        name = f"probe-{self._site.worker}-{next(self._numbers)}"
+        name = f"probe-{self._site.worker}-{token_hex(4)}"
         try:
             async with asyncio.timeout(_PATIENCE.total_seconds()), AsyncExitStack() as stack:
                 neighbour = await self._start(stack, f"{name}-neighbour", network, image, ())
