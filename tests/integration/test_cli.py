@@ -254,6 +254,7 @@ async def test_check_has_a_line_for_everything(
         "cgroups",
         "engine disk",
         "stack broken",
+        "egress",
         "init",
         "state_dir",
         "disk",
