@@ -258,6 +258,9 @@ async def test_check_has_a_line_for_everything(
         "init",
         "state_dir",
         "disk",
+        "secrets",
+        "scratch",
+        "code",
     ]
     assert [name for name, found in findings.items() if not found["ok"]] == ["stack broken"]
     assert "colour: is unknown" in findings["stack broken"]["detail"]
