@@ -278,11 +278,11 @@ def test_without_its_secrets_no_job_is_started(binary: Path, safe: Path, fault: 
 
 def test_the_inits_memory_keeps_no_secret(binary: Path, safe: Path) -> None:
     """As root, who may look into it: of what was on its way, the values are wiped, and all else is still there."""
-    job = replace(describe(("sleep", "60"), env={**ENV, "MARK": "mark-of-env"}), secrets_folder=str(safe),
-                  secrets={"token": b"hunter22"})  # fmt: skip
+    plain = describe(sh("echo up; exec sleep 60"), env={**ENV, "MARK": "mark-of-env"})
+    job = replace(plain, secrets_folder=str(safe), secrets={"token": b"hunter22"})
     with Pid1(binary) as init:
         init.start(job)
-        eventually(lambda: bool(init.job_processes))
+        init.read_until(b"up\n")
         memory = _memory_of(init.pid)
         init.signal(KILL_SIGNAL)
         init.finish()

@@ -152,6 +152,12 @@ async def test_a_revision_that_fails_its_smoke_test_is_never_used(operator: Oper
     assert await operator.use(None) == Pointer(current=good, previous=bad)
 
 
+async def test_a_smoke_test_does_without_the_stacks_secrets(operator: Operator) -> None:
+    text = 'secrets = ["token"]\nsmoke = ["sh", "-c", "test -z $JOB_SECRETS_DIR"]\n'
+    revision = await operator.build("one", text)
+    assert await operator.states() == {revision: "ready"}
+
+
 async def test_what_cannot_run_here_is_not_built(operator: Operator) -> None:
     with pytest.raises(ConfigError, match=r"is not among engine\.runtimes"):
         await operator.build("one", 'runtime = "crun"\n')
