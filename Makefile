@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup lint check test services stop stacks examples demo soak bench clean
+.PHONY: help setup lint check test services stop stacks examples demo soak hostile bench clean
 BIN := .venv/bin
 
 help: ## Show this list
@@ -40,6 +40,9 @@ soak: setup ## Ten minutes of jobs while broker, engine, network and workers fai
 
 bench: setup ## Measure how fast it is, beside what people would use instead (20 minutes)
 	@$(BIN)/python -m bench
+
+hostile: setup ## What a job keeps of its CPU time beside each attack of tests/hostile; on an idle machine
+	@$(BIN)/python -m scripts.hostile
 
 clean: ## Stop the private services and delete everything that was made
 	@scripts/services clean

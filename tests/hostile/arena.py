@@ -68,9 +68,9 @@ async def submit(acme: Submitter, attack: Attack) -> Followed:
     return await acme.publish(json.dumps(body).encode(), job_id=job_id, message_id=job_id)
 
 
-async def submit_neighbour(acme: Submitter, rounds: int = ROUNDS) -> Followed:
+async def submit_neighbour(acme: Submitter, rounds: int = ROUNDS, **limits: float) -> Followed:
     """Publish a neighbour, of another tenant."""
-    return await acme.submit(attack("neighbour", str(rounds)), stack=STACK, to="default.normal.calm")
+    return await acme.submit(attack("neighbour", str(rounds)), stack=STACK, to="default.normal.calm", limits=limits)
 
 
 def check(row: Attack, job: Followed) -> None:

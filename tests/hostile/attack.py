@@ -5,6 +5,8 @@ from typing import Any
 
 STACK = "hostile"
 """The stack of all attacks: busybox, the programs in `attacks/`, and a setuid copy of them."""
+STACKS = {STACK: "", f"{STACK}-terse": 'log_flood = "kill"\nlimits.log_bytes = "64k"\n'}
+"""What stands in the stack files that the tables need."""
 
 
 def attack(*words: str) -> list[str]:

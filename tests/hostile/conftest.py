@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.daemon import Daemon, eventually, open_site
 from tests.e2e.submitter import Submitter, open_submitter
 from tests.hostile.arena import Fought, fight, leftovers
-from tests.hostile.attack import STACK
+from tests.hostile.attack import STACKS
 from tests.hostile.image import build_image, compile_attacks
 from tests.services import Endpoint
 
@@ -21,7 +21,6 @@ class Arena:
     acme: Submitter
 
 
-STACKS = {STACK: "", f"{STACK}-terse": 'log_flood = "kill"\nlimits.log_bytes = "64k"\n'}
 OpenArena = Callable[..., AbstractAsyncContextManager[Arena]]
 
 
@@ -56,8 +55,9 @@ def arena_at(
 
 @pytest.fixture(scope="module")
 async def fought(request: pytest.FixtureRequest, arena_at: OpenArena) -> AsyncIterator[Fought]:
-    """All attacks of the module's table, over, with nothing left of them."""
-    async with arena_at(limits__max__scratch="64m") as arena:
+    """All attacks of the module's table, over, with nothing left of them. Its `SETTINGS` are the daemon's."""
+    settings = {"limits__max__scratch": "64m", **getattr(request.module, "SETTINGS", {})}
+    async with arena_at(**settings) as arena:
         fought = await fight(arena.acme, request.module.ATTACKS)
         await arena.daemon.clean()
 

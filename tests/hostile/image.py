@@ -40,6 +40,7 @@ def _context(program: bytes) -> bytes:
         _add(tar, "Dockerfile", DOCKERFILE.encode(), 0o644)
         _add(tar, "bin/attack", program, 0o755)
         _add(tar, "bin/attack-setuid", program, 0o4755)
+        _add(tar, "bin/nonsense", b"nonsense\n", 0o755)
         _add(tar, "etc/shadow", b"root:*:1:0:99999:7:::\n", 0o600)
     return buffer.getvalue()
 

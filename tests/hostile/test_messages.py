@@ -77,6 +77,7 @@ ATTACKS: list[Attack] = [
         out="3\n3\n",
         fields={"payload": NUL, "stdin": NUL},
     ),
+    not_executed("a program that is none", r".*'nonsense'.* \(ENOEXEC\) .*", command=["nonsense"], code=126),
     not_executed("a word of 200 kB", r".*'echo'.* \(E2BIG\) .*", command=["echo", "x" * 200_000], code=126),
     not_executed(
         "a variable of 200 kB", r".*'true'.* \(E2BIG\) .*", command=["true"], env={"A": "x" * 200_000}, code=126
