@@ -236,7 +236,11 @@ class Run:
         except NeverStarted:
             if earlier.container is not None or earlier.lives >= _LAUNCHES:
                 raise
-        await self.engine.discard(self.attempt)
+        try:
+            async with asyncio.timeout(self.kill_budget.total_seconds()):
+                await self.engine.discard(self.attempt)
+        except TimeoutError:
+            raise EngineError("what an earlier life of its worker left of it cannot be removed") from None
         return await self._launch()
 
     async def _take_up(self) -> Container:

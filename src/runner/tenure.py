@@ -98,12 +98,15 @@ class Tenure:
         """Leave nothing of the job, however long that takes."""
         loop = asyncio.get_running_loop()
         ended = loop.time()
-        resisting = loop.call_later(_RESISTS_AFTER, self._quarantine)
+        await self._discard(attempt)
+        self.place.outside.observer.cleaned_up(attempt.plan.stack.name, loop.time() - ended)
+
+    async def _discard(self, attempt: Attempt) -> None:
+        resisting = asyncio.get_running_loop().call_later(_RESISTS_AFTER, self._quarantine)
         try:
             await self.place.outside.engine.discard(attempt)
         finally:
             resisting.cancel()
-        self.place.outside.observer.cleaned_up(attempt.plan.stack.name, loop.time() - ended)
 
     def _quarantine(self) -> None:
         log.error(
@@ -151,7 +154,7 @@ class Tenure:
             watch.cancel()
         if run.stopped is StopReason.SUPERSEDED:
             # What is left of it has to go now: it may be long until the broker can tell whose the job is.
-            await outside.engine.discard(run.attempt)
+            await self._discard(run.attempt)
         if await self.lease.ours():
             await self._conclude(result, run.attempt)
         else:

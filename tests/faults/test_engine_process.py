@@ -243,6 +243,22 @@ async def test_deadlines_and_cancels_hold_while_the_engine_hangs(place: Place) -
     await place.daemon.ready()
 
 
+async def test_a_shim_that_hangs_for_a_while_costs_its_job_nothing(place: Place) -> None:
+    job = await place.running(f"echo up; {GO}; i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; done; exit 3")
+    shim = shim_of((await job.event("started"))["container"])
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        place.let_go(job)
+        (await place.acme.run(["true"])).ended("succeeded", blame="none", exit_code=0)
+        assert "finished" not in job.kinds
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await job.finished()
+    job.ended("failed", blame="job", exit_code=3, attempt=1)
+    assert job.text() == "up\n" + "".join(f"{number}\n" for number in range(1, 201))
+    assert job.result["logs"]["complete"] is True
+
+
 async def test_a_shim_that_hangs_keeps_its_place_and_nothing_else(place: Place) -> None:
     late = await place.running(STUBBORN, limits={"timeout": "4s", "grace": "1s"})
     shim = shim_of((await late.event("started"))["container"])

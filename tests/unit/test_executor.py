@@ -628,6 +628,17 @@ async def test_a_job_that_no_life_has_started_is_started() -> None:
     assert EventKind.STARTED in house.events.kinds("job-1")
 
 
+async def test_a_job_whose_remains_cannot_be_removed_is_not_waited_for_for_ever() -> None:
+    house = House(*ENDS)
+    house.earlier = OpenClaim(record=house.record, lives=1)
+    house.kill_budget = SHORT
+    house.engine.cleans.clear()
+    result = await house.result()
+    assert result.verdict.outcome is Outcome.LOST
+    assert "cannot be removed" in result.verdict.reason
+    assert house.engine.launched == []
+
+
 async def test_a_job_that_life_after_life_has_not_started_is_lost() -> None:
     house = House(*ENDS)
     house.earlier = OpenClaim(record=house.record, lives=3)
