@@ -94,6 +94,7 @@ async def house(services: tuple[Endpoint, str] | None, namespace: str, state_dir
 async def run(house: House, *command: str) -> Exit:
     attempt = house.attempt(*command)
     try:
+        await house.engine.prepare(attempt)
         container = await house.engine.launch(attempt, house.hear)
         async with asyncio.timeout(30):
             return await container.wait()

@@ -405,7 +405,7 @@ class DockerEngine:
     async def _remove_files(self, folder: JobFolder) -> None:
         while True:
             try:
-                return folder.remove()
+                return await asyncio.to_thread(folder.remove)  # there may be a thousand links to its code
             except OSError as error:
                 self._observer.cleanup_failed()
                 _LOG.warning("a job's files could not be removed yet", extra={"problem": str(error)})
