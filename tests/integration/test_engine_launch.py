@@ -13,6 +13,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
+from runner.adapters.docker.config import SHARED_MEMORY
 from runner.adapters.docker.files import OUTPUT, PROGRESS, SECRETS
 from runner.job import OUTPUT_MAX, Bytes, Limits, Stack
 
@@ -116,9 +117,10 @@ async def test_the_engine_took_every_setting(house: House) -> None:
         found = await house.inspect(attempt)
         host = found["HostConfig"]
         assert (host["Memory"], host["MemorySwap"]) == (64 * MIB, 64 * MIB)
-        assert (host["NanoCpus"], host["PidsLimit"], host["ShmSize"]) == (750_000_000, 34, 16 * MIB)
+        assert (host["NanoCpus"], host["PidsLimit"]) == (750_000_000, 34)
+        assert f"size={16 * MIB}," in host["Tmpfs"][SHARED_MEMORY]
         assert (host["CapDrop"], host["SecurityOpt"]) == (["ALL"], ["no-new-privileges"])
-        assert (host["NetworkMode"], host["IpcMode"], host["ReadonlyRootfs"]) == ("none", "private", True)
+        assert (host["NetworkMode"], host["IpcMode"], host["ReadonlyRootfs"]) == ("none", "none", True)
         assert (host["Init"], host["AutoRemove"], host["OomScoreAdj"]) == (False, False, 500)
         assert host["RestartPolicy"]["Name"] == "no"
         assert host["LogConfig"] == {

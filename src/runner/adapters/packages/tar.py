@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runner.adapters.packages.tree import ENTRIES_MAX, Tree, damage, refusal
+from runner.adapters.packages.tree import Tree, damage, refusal
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 18
@@ -13,6 +13,8 @@ _EXTENSION_MAX = 1 << 20
 """The most bytes of one extended header; a name of the greatest length needs far less."""
 _EXTENSIONS_MAX = 64 << 20
 """The most bytes of all of them."""
+_IN_A_ROW_MAX = 8
+"""Extended headers for one entry: the bounds on entries and bytes do not hold what belongs to none."""
 _END_MAX = 1 << 20
 """The most bytes that may follow the end: tar fills up its last record."""
 _SPECIAL_BITS = 0o7000
@@ -44,7 +46,7 @@ class TarReader:
     stream: Readable
     tree: Tree
     _told: _Told = field(default_factory=_Told)
-    _headers: int = 0
+    _in_a_row: int = 0
     _extended: int = 0
 
     def run(self) -> None:
@@ -57,7 +59,7 @@ class TarReader:
             elif header.type == tarfile.GNUTYPE_LONGLINK:
                 self._told.target = _text(self._extension(header).rstrip(b"\0"))
             else:
-                told, self._told = self._told, _Told()
+                told, self._told, self._in_a_row = self._told, _Told(), 0
                 self._add(header, told)
         if len(self.stream.read(_END_MAX + 1)) > _END_MAX:
             raise damage("goes on after its end")
@@ -67,9 +69,6 @@ class TarReader:
         block = self.stream.read(_BLOCK)
         if not block or block == bytes(_BLOCK):
             return None
-        self._headers += 1
-        if self._headers > 4 * ENTRIES_MAX:
-            raise damage("has too many headers")
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
@@ -79,6 +78,9 @@ class TarReader:
         return header
 
     def _extension(self, header: tarfile.TarInfo) -> bytes:
+        self._in_a_row += 1
+        if self._in_a_row > _IN_A_ROW_MAX:
+            raise damage("has too many headers without an entry")
         self._extended += header.size
         if header.size > _EXTENSION_MAX or self._extended > _EXTENSIONS_MAX:
             raise damage("has extended headers that are too long")
