@@ -10,6 +10,8 @@ from pathlib import Path
 
 import aiodocker
 
+from runner.stacks.images import open_images
+
 PATIENCE = 60.0
 
 
@@ -111,5 +113,6 @@ async def open_place(url: str, worker: str, folder: Path) -> AsyncIterator[Place
         async with aiodocker.Docker(url=url) as docker:
             for name in await place.containers():
                 await docker.containers.container(name).delete(force=True)
+        async with open_images(url) as images:
             for tag in await place.images():
-                await docker.images.delete(f"runner/{tag}", force=True)
+                assert await images.remove(f"runner/{tag}")

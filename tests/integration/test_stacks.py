@@ -13,12 +13,14 @@ from tests.services import BUSYBOX_TAG, Endpoint
 from runner.app.admission import SmokeError
 from runner.app.exec import exec_job
 from runner.app.local import Interrupts, local_job
-from runner.app.stacks import Shown, build_stack, ledger_of, prune_stacks, show_stacks, use_revision
+from runner.app.stacks import Shown, build_stack, ledger_of, open_stock, prune_stacks, show_stacks, use_revision
 from runner.codec import Notice
 from runner.errors import ConfigError
 from runner.job import Bytes, JobResult
 from runner.ports import Batch
 from runner.settings import Settings, load_settings
+from runner.stacks.build import build
+from runner.stacks.images import open_images
 from runner.stacks.prune import Pruned
 from runner.stacks.revisions import Pointer, RevisionError
 
@@ -162,6 +164,32 @@ async def test_what_cannot_run_here_is_not_built(operator: Operator) -> None:
     with pytest.raises(ConfigError, match=r"is not among engine\.runtimes"):
         await operator.build("one", 'runtime = "crun"\n')
     assert await operator.place.images() == {}
+
+
+async def test_a_fresh_build_of_the_same_content_leaves_no_second_image(operator: Operator) -> None:
+    revision = await operator.build("one")
+    before = await operator.place.images()
+    async with open_images(operator.place.url) as images:
+        fresh = await build(operator.place.stacks / operator.stack, images, print, fresh=True)
+        assert fresh.revision == revision
+        assert fresh.image.id not in before.values()
+        async with open_stock(operator.settings) as stock:
+            admitted = await stock.admission(print).admit(fresh, use=True)
+        assert (admitted.changed, admitted.image) == (False, before[f"{operator.stack}:{revision}"])
+        assert await images.inspect(fresh.image.id) is None
+    assert await operator.place.images() == before
+
+
+async def test_a_test_that_cannot_run_here_says_nothing_of_the_revision(operator: Operator) -> None:
+    with pytest.raises(
+        ConfigError, match=r"its smoke test cannot run on this machine: .* egress network is not set up"
+    ):
+        await operator.build("one", f'network = "egress"\n{SMOKE}')
+    assert list((await operator.states()).values()) == ["testing"]
+    with pytest.raises(RevisionError, match="has not passed its smoke test"):
+        await operator.use(next(iter(await operator.states())))
+    await operator.build("one")
+    assert list((await operator.states()).values()) == ["ready"]
 
 
 async def test_prune_removes_what_nobody_needs_and_its_image(operator: Operator) -> None:

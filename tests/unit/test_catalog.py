@@ -184,6 +184,9 @@ async def test_a_revision_that_is_given_out_is_marked(world: World) -> None:
     keep(world, "one", "1")
     assert world.ledger.used("py", "one") == 0
     before = time.time() - 1
+    world.ledger.point("py", Pointer(current="one"))
+    (listed,) = await world.catalog.list()
+    assert (listed.stack is not None, world.ledger.used("py", "one")) == (True, 0)
     await world.catalog.resolve(ref("py", "one"))
     assert world.ledger.used("py", "one") >= before
 

@@ -191,6 +191,24 @@ def test_a_folder_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
         Ledger(tmp_path / "stacks").point("py", Pointer(current="one"))
 
 
+def test_what_root_makes_belongs_to_the_daemons_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def chown(path: Path, uid: int, gid: int) -> None:
+        given[path.relative_to(tmp_path).parts[:2]] = (uid, gid)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", chown)
+    ledger = Ledger(tmp_path / "stacks")
+    with ledger.lock():
+        ledger.point("py", Pointer(current="one"))
+    ledger.use("other", "one")
+    owner = tmp_path.stat()
+    assert given == dict.fromkeys(
+        (("stacks",), ("stacks", ".lock"), ("stacks", "py"), ("stacks", "other")), (owner.st_uid, owner.st_gid)
+    )
+
+
 async def test_the_least_recently_used_goes_first_until_the_rest_fits(world: World) -> None:
     for number, name in enumerate(("d", "b", "c", "a")):
         world.add("py", name, used=number)

@@ -47,6 +47,7 @@ class Admission:
     async def admit(self, built: Built, *, use: bool) -> Admitted:
         """Test the revision and note how that ended; `use`: make it current."""
         record = await self._begin(built)
+        built = replace(built, image=replace(built.image, id=record.image))
         smoke = await self._smoke(built)
         if smoke is not None and smoke.outcome != Outcome.SUCCEEDED:
             self._refuse(built, record, smoke)
@@ -62,6 +63,7 @@ class Admission:
         """What is known of the revision before its test. One with the same content that is here already stays."""
         known = self.ledger.record(built.stack, built.revision)
         if known is not None and known.state is State.READY and await self.images.inspect(known.image) is not None:
+            await self._drop(built.image.id, instead=known.image)
             return known
         record = Record(
             revision=built.revision,
@@ -72,7 +74,15 @@ class Admission:
         )
         self.ledger.write(built.stack, record)
         await self.images.tag(built.image.id, names.repository(built.stack), built.revision)
+        if known is not None:
+            await self._drop(known.image, instead=record.image)
         return record
+
+    async def _drop(self, image: str, *, instead: str) -> None:
+        """Remove an image that another one stands for, unless somebody needs it."""
+        found = await self.images.inspect(image) if image != instead else None
+        if found is not None and not found.tags:
+            await self.images.remove(image)
 
     def _refuse(self, built: Built, record: Record, smoke: Smoke) -> None:
         """Keep the revision out, unless it has passed before: then it is the test that has changed."""

@@ -134,15 +134,18 @@ class Catalog:
         except ConfigError as error:
             return Listed(name=name, fault="; ".join(error.faults))
         try:
-            return Listed(name=name, description=file.description, stack=await self._current(name))
+            return Listed(name=name, description=file.description, stack=await self._current(name, given=False))
         except ConfigError as error:
             return Listed(name=name, description=file.description, fault="; ".join(error.faults))
 
     def _exists(self, name: str) -> bool:
         return is_stack_name(name) and (self._folder / name / FILE).is_file()
 
-    async def _current(self, name: str) -> Stack:
-        """The stack as it is for jobs that pin nothing. Raises `ConfigError` with what keeps it from being used."""
+    async def _current(self, name: str, *, given: bool = True) -> Stack:
+        """The stack as it is for jobs that pin nothing. Raises `ConfigError` with what keeps it from being used.
+
+        `given`: a job gets it.
+        """
         self._usable(name)
         pointer = self._ledger.pointer(name)
         if pointer is None:
@@ -150,7 +153,7 @@ class Catalog:
             if image is None:
                 raise ConfigError(f"its image is not built; run: runner stacks build {name}")
             return self._made(name, image, own_revision(image))
-        image = await self._proven(name, pointer.current)
+        image = await self._proven(name, pointer.current, given=given)
         if image is None:
             raise ConfigError(f"revision {pointer.current} is gone; run: runner stacks build {name}")
         return self._made(name, image, pointer.current)
@@ -166,8 +169,8 @@ class Catalog:
             raise DeferredError(f'this worker has no revision "{revision}" of the stack "{name}"')
         return self._made(name, image, revision)
 
-    async def _proven(self, name: str, revision: str) -> Image | None:
-        """The image of a revision that jobs may get, marked as used; None if there is none.
+    async def _proven(self, name: str, revision: str, *, given: bool = True) -> Image | None:
+        """The image of a revision that jobs may get, marked as used if it is `given` to one; None if there is none.
 
         What has no record was tagged by hand, and counts as proven.
         """
@@ -180,7 +183,8 @@ class Catalog:
         if image is None:
             return None
         # In this order: `prune` retires a revision first and then looks for this mark, so that one sees the other.
-        self._ledger.use(name, revision)
+        if given:
+            self._ledger.use(name, revision)
         return image if _is_open(record, self._ledger.record(name, revision)) else None
 
     def _usable(self, name: str) -> StackFile:

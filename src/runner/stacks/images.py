@@ -112,7 +112,8 @@ class Images:
                     await self._docker.images.delete(name)
         except aiodocker.DockerError as error:
             if error.status == HTTPStatus.CONFLICT:
-                return False
+                # It may be about what the image stands on, to which somebody gave another child meanwhile.
+                return await self.inspect(name) is None
             if error.status != HTTPStatus.NOT_FOUND:
                 raise EngineError(f"the engine refused to remove {name}: {error.message}") from error
         return True
