@@ -133,6 +133,7 @@ class Watch:
     async def run(self) -> NoReturn:
         """Probe until cancelled."""
         while True:
+            self._woken.clear()
             await self.look()
             await self._pause()
 
@@ -149,7 +150,6 @@ class Watch:
         networks = self.gate.networks
         left = _EVERY if all(self.gate.proven(made.name) for made in networks) else _AGAIN
         while left > timedelta(0) or not networks:
-            self._woken.clear()
             try:
                 async with asyncio.timeout(_LOOK.total_seconds()):
                     await self._woken.wait()
@@ -169,7 +169,7 @@ class Watch:
             return  # nothing is started meanwhile, and all is probed when it is back
         except (EngineError, StartError) as error:
             proof = Proof(unproven=(str(error),))
-        if record is self.gate.record:
+        if record is self.gate.record and not self._woken.is_set():  # else the probe is of another time
             self._conclude(made.name, proof)
 
     async def _probe(self, made: Made, record: Record) -> Proof:

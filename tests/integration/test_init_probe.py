@@ -1,0 +1,47 @@
+"""The init's probe, as PID 1 of a network that has only itself and some rules."""
+
+import subprocess
+
+import pytest
+
+from runner.init.binary import init_binary
+
+_RULES = """
+table inet asked {
+  chain input {
+    type filter hook input priority 0;
+    ip daddr 127.0.0.3 reject with icmp type admin-prohibited
+    ip daddr 127.0.0.4 drop
+    ip daddr 127.0.0.5 reject with icmp type host-unreachable
+  }
+}
+"""
+_SETUP = 'ip link set lo up; nft -f -; exec "$@"'
+_ALONE = ("unshare", "--pid", "--fork", "--net", "--kill-child", "sh", "-ec", _SETUP, "sh")
+
+
+def probe(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [*_ALONE, str(init_binary()), "probe", *words]
+    return subprocess.run(command, input=_RULES, check=False, capture_output=True, text=True, timeout=30)
+
+
+def test_it_tells_who_answers_who_refuses_and_who_is_silent() -> None:
+    done = probe("127.0.0.2:9", "+127.0.0.3:65535", "127.0.0.4:53", "127.0.0.5:1")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "127.0.0.2:9 open open",
+        "127.0.0.3:65535 filtered filtered",
+        "127.0.0.4:53 silent silent",
+        "127.0.0.5:1 silent filtered",  # a host that is away is no rule, as far as a datagram can tell
+    ]
+
+
+@pytest.mark.parametrize(
+    "word", ["", "127.0.0.1", "127.0.0:1", "127.0.0.1:", "127.0.0.256:1", "127.0.0.1:65536", "127.0.0.1:1x", "a.b:1"]
+)
+def test_what_is_no_address_is_refused(word: str) -> None:
+    done = probe(word)
+
+    assert (done.returncode, done.stdout) == (70, "")
+    assert done.stderr == "runner-init: not an address to probe\n"
