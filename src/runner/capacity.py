@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from math import inf
 
 from runner.job import Bytes, Limits
 from runner.units import format_size
@@ -91,6 +92,7 @@ class Capacity:
     patience: timedelta = timedelta(seconds=30)
     lookahead: int = 4
     _running: dict[str, _Running] = field(default_factory=dict)
+    _stuck: set[str] = field(default_factory=set)
     _waiting: list[_Waiting] = field(default_factory=list)
     _recent: deque[Claim] = field(default_factory=lambda: deque(maxlen=_RECENT))
 
@@ -103,6 +105,11 @@ class Capacity:
     def free(self) -> Claim:
         """What no running job claims."""
         return self.budget.total - self.claimed
+
+    @property
+    def reach(self) -> Claim:
+        """What could be free if every job ended that will."""
+        return self.budget.total - sum((self._running[name].claim for name in self._stuck), NOTHING)
 
     @property
     def slots(self) -> int:
@@ -129,10 +136,16 @@ class Capacity:
     def release(self, name: str) -> None:
         """A job and all that it held are gone."""
         self._running.pop(name, None)
+        self._stuck.discard(name)
+
+    def quarantine(self, name: str) -> None:
+        """What a running job holds may never come back: nobody waits for it any more."""
+        self._running[name] = replace(self._running[name], ends=inf)
+        self._stuck.add(name)
 
     def hopeless(self) -> list[str]:
-        """The jobs that wait here and would not fit even if none ran: the disk has become too full for them."""
-        return [waiting.name for waiting in self._waiting if not waiting.claim.within(self.budget.total)]
+        """The jobs that wait here and would not fit whoever ended: the disk is too full, or others hold on to it."""
+        return [waiting.name for waiting in self._waiting if not waiting.claim.within(self.reach)]
 
     def admit(self, now: float) -> list[str]:
         """The jobs that may start now, in this order; they count as running from here on."""

@@ -28,8 +28,8 @@ from runner.workplace import Held, Workplace
 
 log = logging.getLogger(__name__)
 
-_RESISTS_AFTER = 30.0
-"""Seconds after which a removal counts as one that may never end."""
+_RESISTS_AFTER = 90.0
+"""Seconds after which a removal may never end: more than those for which a create that got no answer is awaited."""
 _UNFIT_FOR = timedelta(hours=1)
 """How long a job is passed on from worker to worker whose engines start nothing, until that counts as a loss."""
 
@@ -114,6 +114,7 @@ class Tenure:
             extra={"job_id": self.held.job.key.id, "claim": self.held.claim},
         )
         self.held.quarantined = True
+        self.place.capacity.quarantine(self.held.claim)
         self.place.rest()
 
     def _make_run(self, plan: Plan, claimed: datetime, earlier: OpenClaim | None = None) -> Run:

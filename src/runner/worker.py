@@ -196,10 +196,14 @@ class Worker:
         A job that waits for more than that is given back: another worker may have it.
         """
         self._capacity.resize(disk)
+        self._give_back()
+        self._admit()
+
+    def _give_back(self) -> None:
+        """Let others have the jobs that wait here in vain."""
         for claim in self._capacity.hopeless():
             if not (admitted := self._place.held[claim].admitted).done():
                 admitted.cancel()
-        self._admit()
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -219,6 +223,7 @@ class Worker:
 
     def _rest(self) -> None:
         """Idle is who has no job but those that have ended and whose containers resist their removal."""
+        self._give_back()
         if len(self._tasks) <= len(self.quarantined):
             self._idle.set()
 

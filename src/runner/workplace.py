@@ -112,8 +112,14 @@ class Workplace:
 
     @property
     def policy(self) -> Policy:
-        """What the operator lays down, with what the disk could hold now if no job ran."""
-        return replace(self.rules.policy, scratch=self.capacity.budget.total.disk)
+        """What the operator lays down, within what there could be now if every job ended that will."""
+        policy, reach = self.rules.policy, self.capacity.reach
+        return replace(
+            policy,
+            cpus=min(policy.cpus, reach.millicpus / 1000),
+            memory=min(policy.memory, reach.memory),
+            scratch=reach.disk,
+        )
 
     def cancel(self, key: JobKey, reason: str) -> None:
         """End the job if it is here."""

@@ -210,3 +210,21 @@ def test_neither_big_nor_small_jobs_starve(seed: int) -> None:
         earlier = [order[other.name] for other in arrivals[:position]]
         first = max([taken[arrival.name], *earlier])
         assert order[arrival.name] <= first + 30 + 600, "patience, and one full time-out, after all that came before"
+
+
+def test_nobody_waits_for_what_a_quarantined_job_holds() -> None:
+    ledger = capacity(cpus=4)
+    ledger.offer("stuck", claim(1), hours(1), now=0)
+    ledger.offer("runs", claim(1), hours(1), now=0)
+    assert ledger.admit(0) == ["stuck", "runs"]
+    ledger.offer("big", claim(4), hours(1), now=0)
+    ledger.offer("fits", claim(3), hours(1), now=0)
+    assert ledger.hopeless() == []
+    ledger.quarantine("stuck")
+    assert ledger.hopeless() == ["big"]
+    assert (ledger.reach, ledger.slots) == (claim(3, 8192 - 64), 62)
+    ledger.offer("small", claim(1), hours(2), now=100)
+    assert ledger.admit(100) == ["small"], "it passes one that waits for nothing"
+    ledger.release("stuck")
+    assert ledger.hopeless() == []
+    assert ledger.reach == claim(4, 8192)

@@ -1144,6 +1144,24 @@ async def test_a_container_that_resists_its_removal_keeps_its_room_and_nothing_e
     assert "discard a" not in house.diary.entries
 
 
+async def test_a_job_that_waits_for_quarantined_room_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenure, "_RESISTS_AFTER", 0.01)
+    house = House()
+    whole = LimitsRequest(cpus=house.capacity.budget.total.millicpus / 1000)
+    async with at_work(house) as worker:
+        house.engine.cleans.clear()
+        await settled(house.put(make_job("a", command=ENDS)))
+        big = house.put(make_job("big", command=ENDS, limits=whole))
+        await until(lambda: worker.waiting() or big.how)
+        await settled(big)
+        assert big.how == "release"
+        again = house.put(make_job("big", command=ENDS, limits=whole))
+        await settled(again)
+        assert (again.how, set(house.events.kinds("big"))) == ("pass on", {EventKind.DEFERRED})
+        await settled(house.put(make_job("b", command=ENDS)))
+        house.engine.cleans.set()
+
+
 async def test_a_container_that_is_removed_in_the_end_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tenure, "_RESISTS_AFTER", 0.01)
     house = House()
