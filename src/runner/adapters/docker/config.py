@@ -38,8 +38,8 @@ _NONE = Bytes(0)
 _PAGE = 4096
 _FEWEST_INODES = 1024
 _LEAST_LOG = 2**20
-_LEAST_TCP = 4 * 2**20
-_MOST_TCP = 64 * 2**20
+_TCP = 16 * 2**20
+"""The same for all: it cannot be changed in a container that waits for its job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ def _resources(limits: Limits) -> dict[str, Any]:
         "Memory": memory,
         "MemorySwap": memory,  # no swap
         # On control groups of version 1 the buffers of TCP and UDP count apart from the memory, or not at all.
-        "KernelMemoryTCP": min(max(memory // 4, _LEAST_TCP), _MOST_TCP),
+        "KernelMemoryTCP": _TCP,
         "NanoCpus": round(limits.cpus * 1e9),
         "PidsLimit": limits.pids + 1,  # the init
         "Ulimits": [{"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES}],
