@@ -10,8 +10,10 @@ from socket import AF_INET, AF_INET6, SO_ERROR, SOCK_DGRAM, SOCK_STREAM, SOL_SOC
 
 import pytest
 
+from runner.adapters.network import nft
 from runner.adapters.network.rules import Isolation, Rules, Segment
 from runner.destination import Destination
+from runner.errors import HostError
 
 BRIDGE, LISTED = "runner0", "runner0-1"
 PUBLIC, OTHER, NAMES, FOREIGN = "203.0.113.9", "203.0.113.10", "198.51.100.53", "198.51.100.54"
@@ -265,3 +267,13 @@ def test_a_job_cannot_fill_the_table_of_connections(site: Site) -> None:
         assert site.hears("b", OTHER, "out")
     finally:
         site.remove(RULES)
+
+
+def test_the_kernel_is_asked_in_words_that_nft_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+    nft.knows_bridge_names()  # raises when it is not
+
+    monkeypatch.setattr(nft, "_BRIDGE_NAME", nft._BRIDGE_NAME.replace('meta ibrname "runner0"', "ip saddr 192.0.2.1"))
+    assert nft.knows_bridge_names()
+    monkeypatch.setattr(nft, "_BRIDGE_NAME", "nonsense")
+    with pytest.raises(HostError, match="nft cannot be asked"):
+        nft.knows_bridge_names()

@@ -12,9 +12,16 @@ FAMILIES = ("inet", "bridge")
 _LIMIT = 30
 _VOLATILE = ("handle", "elem")
 """What the parts of a table have that no script says: the kernel's numbers, and the members of dynamic sets."""
-_BRIDGE_NAME = (
-    "table bridge runner_asks { chain forward { type filter hook forward priority 0; meta ibrname runner0 drop; } }"
-)
+_BRIDGE_NAME = """
+table bridge runner_asks {
+  chain forward {
+    type filter hook forward priority 0
+    meta ibrname "runner0" drop
+  }
+}
+"""
+_THE_KERNEL = "Could not process rule"
+"""How nft begins when it understands a script, and the kernel does not."""
 
 Tables = list[Any]
 """Our two tables as the kernel has them, less what is volatile."""
@@ -22,7 +29,10 @@ Tables = list[Any]
 
 def knows_bridge_names() -> bool:
     """Whether the kernel can tell frames by their bridge (CONFIG_NFT_BRIDGE_META). Changes nothing."""
-    return _nft("-c", "-f", "-", stdin=_BRIDGE_NAME).returncode == 0
+    done = _nft("-c", "-f", "-", stdin=_BRIDGE_NAME)
+    if done.returncode != 0 and _THE_KERNEL not in done.stderr:
+        raise HostError(f"nft cannot be asked what the kernel knows: {_first_line(done.stderr)}")
+    return done.returncode == 0
 
 
 def load(script: str) -> None:
