@@ -32,8 +32,8 @@ class Attack:
     output: Any = None
     limits: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
-    within: float = 20.0
-    """Seconds that it may run; what is stopped has its time-out and grace, and as much again for a busy machine."""
+    within: float = 60.0
+    """Seconds that it may run, on a machine that others keep busy: all need a few, or their time-out and grace."""
 
 
 def survived(name: str, *words: str, stopped_by: str, out: str | None = None, **fields: Any) -> Attack:

@@ -45,7 +45,7 @@ def arena_at(
                     site.write_stack(name, text)
                     await docker.images.tag(hostile_image, repo=f"runner/{name}", tag="current")
             async with site.daemon(**settings) as daemon:
-                await daemon.ready()
+                await daemon.ready(timeout=60)
                 async with open_submitter(site.broker, ns) as acme:
                     yield Arena(daemon=daemon, acme=acme)
                 await daemon.stop()

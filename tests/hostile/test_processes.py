@@ -34,7 +34,7 @@ ATTACKS: list[Attack] = [
         "thousands of zombies",
         "zombies",
         stopped_by="`limits.pids` counts them; the init reaps them",
-        limits={"pids": 4096, "memory": "64m"},
+        limits={"pids": 4096, "memory": "512m"},
         out="3000\n",
     ),
     survived("signals to the init", "kill_init", stopped_by="the kernel, for PID 1", out="still here\n"),
