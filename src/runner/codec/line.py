@@ -1,0 +1,23 @@
+"""A line of a log, and how times are written."""
+
+from datetime import UTC, datetime
+
+from runner.job import (
+    Json,
+    Line,
+)
+
+
+def format_time(time: datetime | None) -> str | None:
+    """RFC 3339, UTC, microseconds."""
+    if time is None:
+        return None
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def encode_line(line: Line) -> dict[str, Json]:
+    """A line as batches and tails hold it."""
+    body: dict[str, Json] = {"t": format_time(line.time), "s": line.stream.value, "m": line.text}
+    if line.partial:
+        body["p"] = True
+    return body
