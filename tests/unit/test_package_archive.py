@@ -211,6 +211,7 @@ def test_what_no_package_may_have_is_refused_by_name(
         (b"", "is neither a tar.gz nor a zip"),
         (b"#!/bin/sh\n", "is neither a tar.gz nor a zip"),
     ],
+    ids=lambda told: told if isinstance(told, str) else "archive",  # the bytes have the time in them
 )
 def test_what_is_no_archive_is_refused(archive: bytes, why: str, tmp_path: Path) -> None:
     assert why in refused(archive, tmp_path / "p")
