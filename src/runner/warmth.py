@@ -5,7 +5,7 @@ many as came in some seconds, since that is how long it takes to make so many an
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -15,6 +15,8 @@ _REGULAR = 6
 _PER_READY = 10
 """Recent jobs for each container that is kept ready: those of six seconds."""
 _MOST_OF_A_KIND = 32
+_FIRST_PAUSE = 10.0
+_LONGEST_PAUSE = 300.0
 
 
 @dataclass(slots=True)
@@ -58,3 +60,30 @@ class Warmth:
                 starts.popleft()
             if not starts:
                 del self._starts[kind]
+
+
+@dataclass(slots=True)
+class Setbacks:
+    """Which kinds are not to be tried for now: one that cannot be started must not keep the others from being ready."""
+
+    _until: dict[str, float] = field(default_factory=dict)
+    _pauses: dict[str, float] = field(default_factory=dict)
+
+    def failed(self, kind: str, now: float) -> None:
+        """A container of that kind could not be started, or ended at once."""
+        pause = self._pauses[kind] = min(2 * self._pauses.get(kind, _FIRST_PAUSE / 2), _LONGEST_PAUSE)
+        self._until[kind] = now + pause
+
+    def served(self, kind: str) -> None:
+        """A container of that kind came to its job."""
+        self._until.pop(kind, None)
+        self._pauses.pop(kind, None)
+
+    def may(self, kind: str, now: float) -> bool:
+        """Whether to try again."""
+        return now >= self._until.get(kind, now)
+
+    def keep(self, kinds: Collection[str]) -> None:
+        """Forget all others."""
+        for kind in self._pauses.keys() - set(kinds):
+            self.served(kind)

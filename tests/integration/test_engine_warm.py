@@ -94,7 +94,8 @@ async def see(house: House, attempt: Attempt) -> str:
 async def test_a_job_gets_a_container_that_waited_and_a_new_one_takes_its_place(house: House) -> None:
     async with keeping(house, 2):
         before = house.engine.warm.names()
-        assert before == await house.names() == {f"warm-{house.worker}-1", f"warm-{house.worker}-2"}
+        assert before == await house.names()
+        assert all(name.startswith(f"warm-{house.worker}-") for name in before)
         attempt = attempt_of(house, "sleep", "1000")
         container = await launch(house, attempt)
         assert container.warm
@@ -154,7 +155,7 @@ async def test_a_job_that_needs_another_container_starts_cold(house: House, limi
         await container.wait()
         await house.engine.discard(attempt)
         assert not container.warm
-        assert house.engine.warm.names() == {f"warm-{house.worker}-1"}
+        assert len(house.engine.warm.names()) == 1
 
 
 async def test_another_revision_starts_cold_and_what_waits_for_the_old_one_goes(house: House) -> None:
@@ -180,6 +181,25 @@ async def test_a_container_that_ends_while_it_waits_is_replaced(house: House, en
         assert await house.names() == house.engine.warm.names()
 
 
+async def test_a_kind_that_cannot_be_started_keeps_no_other_from_being_ready(house: House) -> None:
+    broken = replace(stack_of(house), name="broken", runtime="no-such-runtime")
+    standing = [
+        Standing(stack=broken, limits=LIMITS, count=5),
+        Standing(stack=stack_of(house), limits=LIMITS, count=2),
+    ]
+
+    async def ask() -> list[Standing]:
+        return standing
+
+    running = asyncio.create_task(house.engine.warm.run(ask))
+    try:
+        await waiting(house, 2)
+        assert house.log.calls["create"] == 3
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_what_was_expected_and_never_launched_leaves_nothing(house: House) -> None:
     async with keeping(house, 1):
         attempt = attempt_of(house, "true")
@@ -188,7 +208,7 @@ async def test_what_was_expected_and_never_launched_leaves_nothing(house: House)
         await house.engine.dropped()
         await waiting(house, 1)
         assert await house.names() == house.engine.warm.names()
-        assert house.folders() == {"warm-2"}
+        assert len(house.folders()) == 1
 
 
 async def test_a_container_that_is_removed_in_the_very_moment_costs_the_job_nothing(house: House) -> None:
@@ -209,7 +229,7 @@ async def test_all_that_waits_is_accounted_for_and_left_alone_by_sweeps(house: H
         assert house.log.unaccounted == 0
         assert house.log.living == 2
         assert await house.names() == house.engine.warm.names()
-        assert house.folders() == {"warm-1", "warm-2"}
+        assert len(house.folders()) == 2
 
 
 async def test_nothing_waits_after_the_end(house: House) -> None:

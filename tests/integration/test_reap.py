@@ -15,8 +15,10 @@ from tests.services import Endpoint, Engine
 
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
+from runner.app import reap
 from runner.job import JobKey, container_name
 from runner.ports import ClaimRecord
+from runner.settings import load_settings
 
 pytestmark = pytest.mark.engine
 
@@ -65,13 +67,16 @@ class Place:
         assert {path.name for path in (self.state_dir / "jobs").iterdir()} == claims
         return claims
 
-    async def reap(self, *words: str, code: int = 0) -> tuple[str, str]:
+    def environment(self) -> dict[str, str]:
         settings = {"worker__name": self.worker, "worker__state_dir": str(self.state_dir), "engine__url": self.url}
+        return {f"RUNNER_{name.upper()}": value for name, value in settings.items()}
+
+    async def reap(self, *words: str, code: int = 0) -> tuple[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "runner", "reap", *words),
-            env=kept | {f"RUNNER_{name.upper()}": value for name, value in settings.items()},
+            env=kept | self.environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -147,6 +152,21 @@ async def test_beside_a_daemon_all_that_it_has_is_left_alone(place: Place) -> No
         assert "is in use by the process" in err
         assert await place.claims() == claims
     assert await place.reap("--expired") == ("4 containers removed\n", "")
+
+
+async def test_beside_a_daemon_a_container_on_its_way_to_a_job_is_left_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reap, "GRACE", timedelta(0))
+    settings = load_settings(place.environment())
+    async with place.journal():
+        await place.make("handed-over", start=True)
+    with WorkerLock(place.state_dir).hold():
+        await reap.reap_expired(settings)
+        assert await place.claims() == {"handed-over"}
+        monkeypatch.setattr(reap, "_HANDED_OVER", timedelta(0))
+        await reap.reap_expired(settings)
+        assert await place.claims() == set()
 
 
 async def test_where_nothing_ever_ran_nothing_is_made(place: Place) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.warmth import Warmth
+from runner.warmth import Setbacks, Warmth
 
 
 def test_what_an_operator_asks_for_is_kept_although_no_job_comes() -> None:
@@ -46,6 +46,30 @@ def test_the_busiest_kind_comes_first() -> None:
         for _ in range(jobs):
             warmth.started(kind, 0.0)
     assert warmth.wanted({}, now=1.0) == {"b": 4, "a": 1}
+
+
+def test_a_kind_that_fails_is_left_alone_longer_each_time_until_it_serves() -> None:
+    setbacks = Setbacks()
+    assert setbacks.may("a", 0.0)
+    setbacks.failed("a", 0.0)
+    assert not setbacks.may("a", 9.0)
+    assert setbacks.may("b", 9.0)
+    assert setbacks.may("a", 10.0)
+    setbacks.failed("a", 10.0)
+    assert not setbacks.may("a", 29.0)
+    for _ in range(20):
+        setbacks.failed("a", 30.0)
+    assert setbacks.may("a", 330.0)
+    setbacks.served("a")
+    setbacks.failed("a", 400.0)
+    assert setbacks.may("a", 410.0)
+
+
+def test_setbacks_of_kinds_that_nobody_wants_are_forgotten() -> None:
+    setbacks = Setbacks()
+    setbacks.failed("a", 0.0)
+    setbacks.keep({"b"})
+    assert setbacks.may("a", 1.0)
 
 
 @given(

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from runner.adapters.docker.sweep import Sweep
 from runner.adapters.docker.warm import Kind, WarmPool
 from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, StartError
 from runner.init.binary import init_binary
-from runner.job import Attempt, Bytes, Limits, Network, Plan, Stack
+from runner.job import Attempt, Bytes, Limits, LinkedCode, Network, Plan, Stack
 from runner.ports import OnOutput, Packages, Unpacked
 
 T = TypeVar("T")
@@ -48,6 +49,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FILES_PAUSE = 5.0
 _REMAKE_PATIENCE = 10.0
 """Seconds for which a launch waits until a container is gone that it makes anew."""
+_MOUNTED_KNOWN = 1000
+"""Packages of which it is remembered that they are too large to be linked into a container that waits."""
 _FINAL = (EngineGone, EngineUnfit, ImageMissing)
 """Failures that the same call would meet again, or that leave nobody to call."""
 _PROBE = Limits(memory=Bytes(32 * 2**20), disk=Bytes(2**20))
@@ -133,6 +136,7 @@ class DockerEngine:
         self._launches: dict[str, _Launch] = {}
         self._creations: set[asyncio.Task[Any]] = set()
         self._disposals: set[asyncio.Task[None]] = set()
+        self._mounted: OrderedDict[LinkedCode, None] = OrderedDict()
         self.warm = WarmPool(
             make=self._make_ready, drop=self.drop, observer=observer, site=site, memory=Bytes(warm_memory)
         )
@@ -158,7 +162,7 @@ class DockerEngine:
 
     def expect(self, name: str, plan: Plan) -> None:
         """Give a warm container its job's name, if there is one that fits; see `runner.ports.Engine`."""
-        if plan.limits.scratch or plan.network is not Network.NONE:
+        if plan.limits.scratch or plan.network is not Network.NONE or plan.job.code in self._mounted:
             return  # what has to be mounted or connected has to be so before the container starts
         warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self._site))
         if warm is None:
@@ -178,6 +182,10 @@ class DockerEngine:
             raise AssertionError("an engine without packages was given a job with code")
         launch = self._launches.setdefault(attempt.container_name, _Launch())
         launch.code = await self._packages.hold(attempt.claim, job)
+        if launch.to_mount is not None and isinstance(job.code, LinkedCode):
+            self._mounted[job.code] = None
+            if len(self._mounted) > _MOUNTED_KNOWN:
+                self._mounted.popitem(last=False)
 
     async def launch(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """Start the attempt's container and hand the job over to the init in it; see `runner.ports.Engine`."""
@@ -258,11 +266,11 @@ class DockerEngine:
             problem = str(error)
         level = logging.WARNING if launch.to_mount is None else logging.INFO
         _LOG.log(level, "a container that waited is of no use", extra={"container": launch.former, "problem": problem})
-        try:
-            async with asyncio.timeout(_REMAKE_PATIENCE):
-                await self._unmake(attempt.claim)
-        except TimeoutError:
-            raise EngineError(f"a container that waited for a job cannot be used or removed: {problem}") from None
+        # Not broken off: until it is gone, only this launch knows by which name and id it goes.
+        unmaking = self._own(asyncio.create_task(self._unmake(attempt.claim)))
+        await asyncio.wait({unmaking}, timeout=_REMAKE_PATIENCE)
+        if not unmaking.done():
+            raise EngineError(f"a container that waited for a job cannot be used or removed: {problem}")
         return None
 
     async def _become(self, sandbox: Sandbox, name: str, resources: Mapping[str, Any] | None) -> Sandbox:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from secrets import randbelow
 from typing import Any, NoReturn
 
 from runner.adapters.docker.config import Site, create_body
@@ -15,7 +16,7 @@ from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.sandbox import Sandbox
 from runner.errors import RunnerError
 from runner.job import Bytes, Limits, Stack, warm_name
-from runner.warmth import Warmth
+from runner.warmth import Setbacks, Warmth
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ FOOTPRINT = Bytes(16 * 2**20)
 _LONGEST_WAIT = timedelta(hours=1)
 """How long a container waits before a new one takes its place."""
 _LOOK_EVERY = 5.0
-_AFTER_A_FAILURE = 10.0
+_LIVES = 5.0
+"""Seconds after which the end of a container that waits is an accident, and not the way that its kind ends."""
 _CHANGEABLE = ("Memory", "MemorySwap", "NanoCpus", "PidsLimit")
 """What the engine can change in a container that runs (its API's `update`)."""
 _ANY = Path("/")
@@ -88,7 +90,9 @@ class WarmPool:
         self._warmth = Warmth(memory // FOOTPRINT)
         self._waiting: dict[str, list[WarmContainer]] = {}
         self._kinds: dict[str, Kind] = {}
-        self._numbers = count(1)
+        self._setbacks = Setbacks()
+        # Not from 1: what an earlier life left running may share what goes by the number.
+        self._numbers = count(randbelow(2**32))
         self._changed = asyncio.Event()
         self._open = False
         self._shown: set[str] = set()
@@ -117,6 +121,7 @@ class WarmPool:
             return None
         # The one that fits as it is, if there is any: an update takes longer than all the rest.
         best = next((warm for warm in waiting if warm.kind.resources == kind.resources), waiting[0])
+        self._setbacks.served(kind.key)
         self._forget(best)
         return best
 
@@ -125,13 +130,14 @@ class WarmPool:
         self._open = True
         try:
             while True:
-                pause = _LOOK_EVERY
                 try:
-                    await self._balance(await ask())
+                    standing = await ask()
                 except RunnerError as error:
-                    _LOG.warning("a container could not be made ready", extra={"problem": str(error)})
-                    pause = _AFTER_A_FAILURE
-                await self._until_changed(pause)
+                    _LOG.warning("nobody knows what to keep ready", extra={"problem": str(error)})
+                    await asyncio.sleep(_LOOK_EVERY)
+                    continue
+                await self._balance(standing)
+                await self._until_changed(_LOOK_EVERY)
         finally:
             self._open = False
             self._discard_all()
@@ -172,10 +178,14 @@ class WarmPool:
             surplus = waiting[: max(0, len(waiting) - wanted.get(key, 0))]
             for warm in {*old, *surplus}:
                 self._discard(warm)
-        self._kinds = {
-            key: kind for key, kind in self._kinds.items() if key in wanted or key in self._warmth.recent(now)
+        known = wanted.keys() | self._warmth.recent(now)
+        self._kinds = {key: kind for key, kind in self._kinds.items() if key in known}
+        self._setbacks.keep(known)
+        missing = {
+            key: count - len(self._waiting.get(key, ()))
+            for key, count in wanted.items()
+            if self._setbacks.may(key, now)
         }
-        missing = {key: count - len(self._waiting.get(key, ())) for key, count in wanted.items()}
         most = max(missing, key=missing.__getitem__, default=None)
         return self._kinds[most] if most is not None and missing[most] > 0 else None
 
@@ -183,6 +193,11 @@ class WarmPool:
         name = warm_name(self._site.worker, next(self._numbers))
         try:
             sandbox = await self._make(name, kind.stack, kind.limits)
+        except RunnerError as error:
+            _LOG.warning("a container could not be made ready", extra={"stack": kind.stack.name, "problem": str(error)})
+            self._setbacks.failed(kind.key, asyncio.get_running_loop().time())
+            self._drop(name)
+            return
         except BaseException:
             self._drop(name)
             raise
@@ -194,6 +209,9 @@ class WarmPool:
     def _died(self, warm: WarmContainer) -> None:
         if warm.name in self.names():
             _LOG.warning("a container ended before a job came", extra={"container": warm.name})
+            now = asyncio.get_running_loop().time()
+            if now - warm.since < _LIVES:
+                self._setbacks.failed(warm.kind.key, now)
             self._discard(warm)
 
     def _discard(self, warm: WarmContainer) -> None:
