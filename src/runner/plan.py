@@ -20,6 +20,9 @@ SCRATCH_MIN = Bytes(2**20)
 """A file system needs some room for itself."""
 
 
+_FORGING = frozenset({"NET_RAW", "NET_ADMIN"})
+"""Capabilities by which a job could send frames in a neighbour's name, or take its address."""
+
 Refusal = Callable[[Stack], str | None]
 """Why a stack's jobs cannot reach out now; None when they can."""
 
@@ -84,7 +87,8 @@ def _check_source(url: str, folders: Collection[Source]) -> None:
 def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
     """Settle every choice that the job leaves open.
 
-    Raises `RejectedError` naming the field when the job asks for more than the operator allows, and `DeferredError`
+    Raises `RejectedError` naming the field when the job asks for more than the operator allows or the stack's file asks
+    for what does not go together, and `DeferredError`
     when only this machine is too small for it, or has no way out for it.
     """
     if not policy.allows(job.route.tenant, stack.name):
@@ -95,10 +99,21 @@ def make_plan(job: Job, stack: Stack, policy: Policy) -> Plan:
     limits = limits_of(stack, policy, job.limits)
     _check_machine(limits, policy)
     network = job.network or stack.network
-    if network is Network.EGRESS and (why := policy.egress(stack)) is not None:
-        raise DeferredError(why)
+    if network is Network.EGRESS:
+        _check_egress(stack, policy)
     secrets = policy.secrets(job.route.tenant, stack)
     return Plan(job=job, stack=stack, command=command, limits=limits, network=network, secrets=secrets)
+
+
+def _check_egress(stack: Stack, policy: Policy) -> None:
+    if forging := [name for name in stack.cap_add if name.removeprefix("CAP_") in _FORGING]:
+        raise RejectedError(
+            f"network: the stack {stack.name} has {', '.join(forging)} (cap_add), with which a job that reaches out "
+            'could forge its address; take it out, or let the job have network "none"',
+            operator=True,
+        )
+    if (why := policy.egress(stack)) is not None:
+        raise DeferredError(why)
 
 
 def limits_of(stack: Stack, policy: Policy, request: LimitsRequest) -> Limits:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import cast
@@ -103,6 +104,26 @@ async def test_what_answers_shuts_it_at_once(world: World) -> None:
 async def test_silence_shuts_it_the_third_time_in_a_row(world: World, answer: str | Exception) -> None:
     assert await world.after(SHUT, answer, answer, SHUT, answer, answer) is None
     assert await world.after(answer) is not None
+
+
+async def test_after_a_miss_it_looks_again_soon_though_the_network_still_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.app.egress._AGAIN", timedelta(0))
+    probes: list[str | None] = []
+    world.during = lambda: probes.append(world.gate.refusal(STACK))
+    await world.after(SHUT)
+    world.answer = SILENT
+    running = asyncio.create_task(world.watch.run())
+    try:
+        async with asyncio.timeout(10):
+            while len(probes) < 4:
+                world.probed.clear()
+                await world.probed.wait()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    assert probes[1:4] == [None] * 3
 
 
 async def test_silence_never_opens_it(world: World) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.adapters.network import host
 from runner.adapters.network.host import name_servers, routed
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.adapters.network.rules import Isolation, Segment
@@ -91,5 +92,54 @@ def test_the_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "state/egress.json").write_text("{}")
     with pytest.raises(HostError, match="cannot be read; run: runner network apply"):
         file.read()
+    (tmp_path / "state/egress.json.new").symlink_to(tmp_path / "elsewhere")
+    file.write(record)
+    assert file.read() == record
+    assert not (tmp_path / "elsewhere").exists()
     file.remove()
     assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ('"runner_runner0"', '"runner_runner0; flush ruleset"'),
+        ('"runner_runner0"', '"filter"'),
+        ('"bridge":"runner0"', '"bridge":"runner0\\" drop"'),
+        ('"name":"runner0"', '"name":"../runner0"'),
+    ],
+)
+def test_a_record_with_names_that_we_never_make_is_not_believed(tmp_path: Path, ours: str, theirs: str) -> None:
+    made = Made(name="runner0", segment=Segment(bridge="runner0", subnet=IPv4Network("198.18.0.0/22")))
+    file = RecordFile(tmp_path)
+    file.write(
+        Record(
+            table="runner_runner0",
+            networks=(made,),
+            nameservers=(),
+            private=(),
+            connections=7,
+            isolation=Isolation.ADDRESS,
+        )
+    )
+    path = tmp_path / "egress.json"
+    text = path.read_text().replace('": ', '":')
+    assert text.count(ours) == 1
+    path.write_text(text.replace(ours, theirs))
+
+    with pytest.raises(HostError, match="names what we never make; run: runner network apply"):
+        file.read()
+
+
+def test_what_passes_between_ports_is_seen_only_where_both_families_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switches = (tmp_path / "4", tmp_path / "6")
+    monkeypatch.setattr(host, "_BRIDGED", switches)
+    switches[0].write_text("1\n")
+    switches[1].write_text("0\n")
+
+    assert not host.sees_bridged()
+    assert host.see_bridged()
+    assert host.sees_bridged()
+    assert not host.see_bridged()

@@ -48,6 +48,19 @@ def test_the_jobs_network_is_the_one_that_counts() -> None:
     assert make_plan(make_job(network=Network.EGRESS), STACK, policy).network is Network.EGRESS
 
 
+@pytest.mark.parametrize("capability", ["NET_RAW", "CAP_NET_ADMIN"])
+def test_a_job_that_reaches_out_cannot_forge_its_address(capability: str) -> None:
+    stack = replace(STACK, cap_add=("CHOWN", capability))
+    policy = replace(POLICY, egress=lambda _: None)
+
+    with pytest.raises(RejectedError, match=rf"^network: the stack busybox has {capability} \(cap_add\)") as rejected:
+        make_plan(make_job(network=Network.EGRESS), stack, policy)
+    assert rejected.value.operator
+    assert make_plan(make_job(), stack, policy).network is Network.NONE
+    harmless = replace(STACK, cap_add=("CHOWN",))
+    assert make_plan(make_job(network=Network.EGRESS), harmless, policy).network is Network.EGRESS
+
+
 def test_a_job_that_cannot_reach_out_here_is_passed_on_and_no_other() -> None:
     policy = replace(POLICY, egress=lambda stack: f"{stack.name} cannot reach out")
 

@@ -101,6 +101,7 @@ def test_a_user_is_a_name_or_numbers(tmp_path: Path, user: str, numbers: tuple[i
         ('cap_add = ["cap sys"]', 'cap_add[0]: "cap sys" has the wrong form'),
         ('cap_add = ["SYS_PTRACE"]', "cap_add[0]: SYS_PTRACE cannot be given"),
         ('cap_add = ["SYS_ADMIN"]', "cap_add[0]: SYS_ADMIN cannot be given"),
+        ('cap_add = ["CAP_SYS_RESOURCE"]', "cap_add[0]: CAP_SYS_RESOURCE cannot be given: a job could"),
         ('devices = ["fuse"]', 'devices[0]: "fuse" has the wrong form'),
         ('devices = ["/dev/../etc/shadow"]', 'devices[0]: "/dev/../etc/shadow" has the wrong form'),
         ('secrets = [{name = "a", share = true}]', 'secrets[0].share: is unknown; did you mean "shared"?'),

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _EVERY = timedelta(seconds=60)
 _AGAIN = timedelta(seconds=15)
-"""How soon a network is probed again that is not proven."""
+"""How soon a network is probed again that is not proven, or whose last probe proved nothing."""
 _LOOK = timedelta(seconds=2)
 """How soon it is noticed that networks were applied."""
 _MISSES = 3
@@ -148,7 +148,8 @@ class Watch:
     async def _pause(self) -> None:
         """Until the next probe is due, or there is a reason for one."""
         networks = self.gate.networks
-        left = _EVERY if all(self.gate.proven(made.name) for made in networks) else _AGAIN
+        sure = all(self.gate.proven(made.name) and not self._misses.get(made.name) for made in networks)
+        left = _EVERY if sure else _AGAIN
         while left > timedelta(0) or not networks:
             try:
                 async with asyncio.timeout(_LOOK.total_seconds()):

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from runner.adapters.network import host, nft
 from runner.adapters.network.bridges import Bridge, Bridges, open_bridges
+from runner.adapters.network.lock import NetworkLock
 from runner.adapters.network.proof import CONTAINER, IMAGE
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.adapters.network.rules import Isolation
@@ -41,11 +42,50 @@ async def apply_network(settings: Settings) -> Applied:
     Raises `ConfigError` for settings and stack files, `HostError` for this machine, `EngineError` for the engine.
     """
     host.require_root()
+    async with NetworkLock(settings.worker.state_dir).hold():
+        return await _apply(settings)
+
+
+async def keep_network(settings: Settings) -> Applied | None:
+    """Do so again where it was done and not removed since, which is the timer's part; None elsewhere."""
+    host.require_root()
+    if RecordFile(settings.worker.state_dir).written() is None:
+        return None
+    async with NetworkLock(settings.worker.state_dir).hold():
+        removed = RecordFile(settings.worker.state_dir).written() is None
+        return None if removed else await _apply(settings)
+
+
+async def _apply(settings: Settings) -> Applied:
+    file = RecordFile(settings.worker.state_dir)
+    # First of all: jobs that run are held back again, whatever is wrong with stack files, engine or networks.
+    did = _bring_back(file)
     wanted = wanted_networks(settings.network.bridge, allow_lists(settings.stacks.dir))
     async with open_bridges(settings.engine.url) as bridges:
-        work = _Apply(settings=settings, wanted=wanted, bridges=bridges, file=RecordFile(settings.worker.state_dir))
+        work = _Apply(settings=settings, wanted=wanted, bridges=bridges, file=file, did=did)
         record = await work.run()
     return Applied(did=tuple(work.did), record=record)
+
+
+def _bring_back(file: RecordFile) -> list[str]:
+    """Load the rules that were applied, if they are gone or changed; what was done.
+
+    What keeps it from that ends nothing: what comes next makes a record and rules that this kernel takes, or says why.
+    """
+    try:
+        record = file.read()
+        return [f"loaded the rules of {record.table}"] if record is not None and _load(record) else []
+    except HostError as error:
+        return [f"went on without the rules of before: {error}"]
+
+
+def _load(record: Record) -> bool:
+    """Have the rules of a record loaded; whether they were not."""
+    script, there = record.rules.script(), nft.loaded(record.table)
+    if there is not None and there == nft.would_load(script, record.table):
+        return False
+    nft.load(script)
+    return True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +116,8 @@ class _Apply:
             isolation=Isolation.BRIDGE if nft.knows_bridge_names() else Isolation.ADDRESS,
         )
         self._switch_on(record)
-        self._load(record)
+        if _load(record):
+            self.did.append(f"loaded the rules of {record.table}")
         for made in record.networks[: len(self.wanted)]:
             if made.name not in kept:
                 await self._make(made)
@@ -147,13 +188,7 @@ class _Apply:
         if host.forward():
             self.did.append("switched on net.ipv4.ip_forward")
         if record.isolation is Isolation.ADDRESS and host.see_bridged():
-            self.did.append("switched on net.bridge.bridge-nf-call-iptables")
-
-    def _load(self, record: Record) -> None:
-        script = record.rules.script()
-        if nft.loaded(record.table) != nft.would_load(script, record.table):
-            nft.load(script)
-            self.did.append(f"loaded the rules of {record.table}")
+            self.did.append("switched on net.bridge.bridge-nf-call-iptables and -ip6tables")
 
     async def _make(self, made: Made) -> None:
         await self.bridges.make(made.name, made.segment.bridge, made.segment.subnet, self.settings.worker.name)
@@ -180,7 +215,7 @@ async def check_network(settings: Settings) -> AsyncIterator[Finding]:
     yield _rules(record)
     yield _switch("forwarding", "net.ipv4.ip_forward", on=host.forwards())
     if record.isolation is Isolation.ADDRESS:
-        yield _switch("bridged frames", "net.bridge.bridge-nf-call-iptables", on=host.sees_bridged())
+        yield _switch("bridged frames", "net.bridge.bridge-nf-call-iptables, -ip6tables", on=host.sees_bridged())
     for finding in _useless(lists, settings.network.private):
         yield finding
 
@@ -211,6 +246,11 @@ async def remove_network(settings: Settings) -> tuple[str, ...]:
     Raises `HostError` while a container is attached, and `EngineError`.
     """
     host.require_root()
+    async with NetworkLock(settings.worker.state_dir).hold():
+        return await _remove(settings)
+
+
+async def _remove(settings: Settings) -> tuple[str, ...]:
     file, removed = RecordFile(settings.worker.state_dir), []
     async with open_bridges(settings.engine.url) as bridges:
         names = [bridge.name for bridge in await bridges.all() if bridge.worker == settings.worker.name]

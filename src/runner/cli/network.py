@@ -7,7 +7,7 @@ import os
 import click
 
 from runner.app.finding import Finding
-from runner.app.network import apply_network, check_network, remove_network
+from runner.app.network import apply_network, check_network, keep_network, remove_network
 from runner.cli.check import exit_code_for, tell
 from runner.cli.options import JSON
 from runner.settings import Settings, load_settings
@@ -24,12 +24,19 @@ def command() -> None:
 
 @command.command("apply")
 @JSON
-def apply(*, as_json: bool) -> None:
+@click.option("--if-applied", is_flag=True, help="Do nothing unless it was done before, and not removed since.")
+def apply(*, as_json: bool, if_applied: bool) -> None:
     """Make the networks and load the rules; change only what differs.
 
     Do it again after a change of the settings under network, or of a stack's list of destinations.
     """
-    applied = asyncio.run(apply_network(load_settings(os.environ)))
+    settings = load_settings(os.environ)
+    applied = asyncio.run(keep_network(settings) if if_applied else apply_network(settings))
+    if applied is None:
+        click.echo(
+            json.dumps({"did": [], "networks": []}) if as_json else "runner: nothing is applied", err=not as_json
+        )
+        return
     if as_json:
         networks = [
             {"name": made.name, "bridge": made.segment.bridge, "subnet": str(made.segment.subnet)}

@@ -42,9 +42,13 @@ def _user(value: object) -> object:
 
 
 _NEVER = frozenset(
-    {"ALL", "SYS_ADMIN", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "BPF", "DAC_READ_SEARCH", "PERFMON"}
+    {
+        *("ALL", "SYS_ADMIN", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_RESOURCE", "BPF"),
+        *("DAC_READ_SEARCH", "PERFMON"),
+    }
 )
-"""Capabilities that undo the sandbox (capabilities(7)); with SYS_PTRACE a job could read the memory of the init."""
+"""Capabilities that undo the sandbox (capabilities(7)): with SYS_PTRACE a job could read the memory of the init, with
+SYS_RESOURCE lift its limits for files, their length and queues."""
 
 
 def _known_user(value: str) -> str:
@@ -58,7 +62,9 @@ def _known_user(value: str) -> str:
 
 def _capability(value: str) -> str:
     if value.removeprefix("CAP_") in _NEVER:
-        raise ValueError(f"{value} cannot be given: a job could forge how it ended, or leave its container")
+        raise ValueError(
+            f"{value} cannot be given: a job could forge how it ended, lift its limits, or leave its container"
+        )
     return value
 
 

@@ -48,6 +48,8 @@ class Probes:
                     pass
                 told = bytearray()
                 await self._client.read_log(prober, lambda _, data: told.extend(data), follow=False)
+                if not _runs(await self._client.inspect(neighbour)):  # nobody being there would be silent, too
+                    raise EngineError(f"the neighbour in a probe of {network} ended before the probe did")
                 return told.decode(errors="replace")
         except TimeoutError:
             raise EngineError(f"a probe of {network} did not end within {_PATIENCE.total_seconds():.0f} s") from None
@@ -74,6 +76,10 @@ class Probes:
         finally:
             creation.cancel()
             self._names.discard(name)
+
+
+def _runs(said: Mapping[str, Any] | None) -> bool:
+    return bool(((said or {}).get("State") or {}).get("Running"))
 
 
 def _address_on(network: str, said: Mapping[str, Any] | None) -> IPv4Address:

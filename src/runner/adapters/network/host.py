@@ -13,7 +13,7 @@ RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf
 
 _ROUTES = Path("/proc/net/route")
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-_BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_BRIDGED = tuple(Path(f"/proc/sys/net/bridge/bridge-nf-call-{kind}") for kind in ("iptables", "ip6tables"))
 _SOMEWHERE = ("192.0.2.1", 9)
 """Nothing is sent there: it only makes the kernel choose our own address towards the internet."""
 
@@ -98,15 +98,16 @@ def forward() -> bool:
 
 
 def sees_bridged() -> bool:
-    """Whether what passes between two ports of a bridge is shown to the rules for addresses (br_netfilter)."""
-    return _BRIDGED.exists() and _BRIDGED.read_text().strip() == "1"
+    """Whether the rules for addresses, IPv4 and IPv6, see what passes between two ports of a bridge (br_netfilter)."""
+    return all(path.exists() and path.read_text().strip() == "1" for path in _BRIDGED)
 
 
 def see_bridged() -> bool:
     """Have it shown to them; whether that had to be switched on. Raises `HostError`."""
-    if not _BRIDGED.exists():
+    if not all(path.exists() for path in _BRIDGED):
         subprocess.run(["modprobe", "br_netfilter"], check=False, capture_output=True)
-    return _switch_on(_BRIDGED)
+    switched = [path for path in _BRIDGED if _switch_on(path)]
+    return bool(switched)
 
 
 def _switch_on(path: Path) -> bool:

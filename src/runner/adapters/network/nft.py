@@ -20,6 +20,8 @@ table bridge runner_asks {
   }
 }
 """
+_TRIAL = " && ".join(("nft -f -", *(f'nft -j list table {family} "$1"' for family in FAMILIES)))
+"""A program of the shell's that is always the same; the table is its first word."""
 _THE_KERNEL = "Could not process rule"
 """How nft begins when it understands a script, and the kernel does not."""
 
@@ -57,8 +59,7 @@ def loaded(table: str) -> Tables | None:
 
 def would_load(script: str, table: str) -> Tables:
     """The tables as the script would make them: made and listed in a network namespace that ends at once."""
-    listing = "; ".join(f"nft -j list table {family} {table}" for family in FAMILIES)
-    done = _run("unshare", "--net", "sh", "-c", f"nft -f - && {{ {listing}; }}", stdin=script)
+    done = _run("unshare", "--net", "sh", "-c", _TRIAL, "sh", table, stdin=script)
     if done.returncode != 0:
         raise HostError(f"the rules cannot be tried out: {_first_line(done.stderr)}")
     return _tables(done.stdout.splitlines())

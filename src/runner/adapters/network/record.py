@@ -1,5 +1,7 @@
 """What `network apply` made, kept in the state folder: the daemon, which is not root, reads there what it may use."""
 
+import os
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -11,6 +13,9 @@ from runner.errors import HostError
 
 _RECORD = "egress.json"
 _RESOLV_CONF = "resolv.conf"
+_TABLE = re.compile(r"runner_[a-z][a-z0-9_]{0,14}", re.ASCII)
+_BRIDGE = re.compile(r"[a-z][a-z0-9_-]{0,14}", re.ASCII)
+_NETWORK = re.compile(r"[a-z][a-z0-9._-]{0,62}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +65,16 @@ class RecordFile:
         self.resolv_conf = state_dir.absolute() / _RESOLV_CONF
 
     def read(self) -> Record | None:
-        """What was made; None if nothing was. Raises `HostError` when it cannot be read."""
+        """What was made; None if nothing was. Raises `HostError` when it cannot be read, or bears names of nobody's."""
         try:
-            return _ADAPTER.validate_json(self._path.read_bytes())
+            record = _ADAPTER.validate_json(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             raise HostError(f"{self._path} cannot be read; run: runner network apply") from error
+        if not _has_our_names(record):
+            raise HostError(f"{self._path} names what we never make; run: runner network apply")
+        return record
 
     def written(self) -> int | None:
         """When it was written, in nanoseconds; None if there is none. Another value means another record."""
@@ -94,6 +102,21 @@ class RecordFile:
 def _replace(path: Path, content: bytes) -> None:
     """In one step, readable for all: jobs of any user read the one, the daemon, whoever it is, the other."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(content)
-    fresh.chmod(0o644)
+    fresh.unlink(missing_ok=True)
+    # The folder is the daemon's, and we are root: nothing that somebody put there is written to.
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(content)
     fresh.replace(path)
+
+
+def _has_our_names(record: Record) -> bool:
+    """The folder is the daemon's, and the names become words of root's commands."""
+    names = [made.name for made in record.networks]
+    bridges = [made.segment.bridge for made in record.networks]
+    return (
+        bool(names)
+        and bool(_TABLE.fullmatch(record.table))
+        and all(map(_NETWORK.fullmatch, names))
+        and all(map(_BRIDGE.fullmatch, bridges))
+    )

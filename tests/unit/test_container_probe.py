@@ -1,0 +1,79 @@
+"""What a probe of a network takes for an answer; the engine is not asked."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.engine_log import EngineLog
+
+from runner.adapters.docker.census import Census
+from runner.adapters.docker.client import EngineClient
+from runner.adapters.docker.config import Site
+from runner.adapters.docker.probe import Probes
+from runner.adapters.docker.removal import Removal
+from runner.errors import EngineError
+
+
+class TwoContainers:
+    """An engine, and who removes; the neighbour is `running` when it is asked for again, or gone if that is None."""
+
+    def __init__(self) -> None:
+        self.running: bool | None = True
+        self.ended = False
+        self.left: set[str] = set()
+
+    async def create(self, name: str, _body: Mapping[str, Any]) -> str:
+        self.left.add(name)
+        return name
+
+    async def start(self, _container: str) -> None:
+        return
+
+    async def wait(self, _container: str) -> bool:
+        self.ended = True
+        return True
+
+    async def read_log(self, _container: str, take: Callable[[int, bytes], None], *, follow: bool) -> None:
+        assert not follow
+        take(1, b"198.18.0.2:9 silent silent\n")
+
+    async def inspect(self, container: str) -> dict[str, Any] | None:
+        assert container.endswith("-neighbour")
+        if self.ended and self.running is None:
+            return None
+        networks = {"runner0": {"IPAddress": "198.18.0.2"}}
+        return {
+            "State": {"Running": not self.ended or self.running},
+            "NetworkSettings": {"Networks": networks},
+        }
+
+    async def remove(self, name: str) -> None:
+        self.left.remove(name)
+
+
+async def probed(engine: TwoContainers) -> str:
+    probes = Probes(
+        client=cast("EngineClient", engine),
+        removal=cast("Removal", engine),
+        census=Census(EngineLog()),
+        site=Site(worker="w1", boot="b", init=Path("/init")),
+    )
+    try:
+        return await probes.run("runner0", "image", lambda neighbour: [f"{neighbour}:9"])
+    finally:
+        assert not engine.left
+        assert not probes.names()
+
+
+async def test_the_silence_of_a_neighbour_that_runs_counts() -> None:
+    assert await probed(TwoContainers()) == "198.18.0.2:9 silent silent\n"
+
+
+@pytest.mark.parametrize("running", [False, None])
+async def test_that_of_one_that_ended_does_not(running: bool | None) -> None:  # noqa: FBT001 - a case's parameter
+    engine = TwoContainers()
+    engine.running = running
+
+    with pytest.raises(EngineError, match="the neighbour in a probe of runner0 ended before the probe did"):
+        await probed(engine)
