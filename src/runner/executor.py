@@ -7,7 +7,7 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -32,6 +32,7 @@ from runner.job import (
     JobResult,
     Json,
     Outcome,
+    SecretRef,
     StopReason,
     Stream,
     Times,
@@ -67,7 +68,11 @@ _TERM_PATIENCE = 15.0
 _KILL_BUDGET = timedelta(seconds=60)
 _NEWS_IS_LATE = timedelta(seconds=1)
 """A job that ended so long before its time-out was not ended by it, whatever clocks do."""
-_UNANSWERED = "the container engine has not answered until the job's time was over, and it may still run"
+_READ_AGAIN = 0.1
+_READ_AGAIN_LONGEST = 5.0
+"""Seconds between two tries to read a secret."""
+_MAY_RUN = "and it may still run"
+_UNANSWERED = f"the container engine has not answered until the job's time was over, {_MAY_RUN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,7 @@ class Run:
     _started: datetime | None = None
     _ended: datetime | None = None
     _own_end: datetime | None = None
+    _unadopted: str = _UNANSWERED
     _redactor: Redactor = field(default_factory=Redactor)
     _log: JobLog = field(init=False)
     _logged: LogPosition = field(default_factory=LogPosition)
@@ -169,7 +175,7 @@ class Run:
     async def _run(self) -> Exit:
         container = await (self._launch() if self.earlier is None else self._adopt(self.earlier))
         if container is None:
-            return Exit() if self.earlier is None else Exit(lost=_UNANSWERED, remains=_UNANSWERED)
+            return Exit() if self.earlier is None else Exit(lost=self._unadopted, remains=self._unadopted)
         started = self._begun(container)
         try:
             return await self._see_through(container, started)
@@ -229,7 +235,7 @@ class Run:
     async def _adopt(self, earlier: OpenClaim) -> Container | None:
         """The container that our earlier life started; a new one where that life ended before the job had begun.
 
-        None when the engine says nothing of it until the job's time is over.
+        None when the engine says nothing of it, or its secrets cannot be read, until the job's time is over.
         """
         try:
             return await self._made(self._take_up(), self._out_of_patience(earlier))
@@ -248,12 +254,30 @@ class Run:
         job, values = self.attempt.plan.job, list[bytes]()
         for secret in self.attempt.plan.secrets:
             try:
-                values += (await self.secrets.read(job.key.tenant, (secret,))).values()
-            except (DeferredError, RejectedError) as error:
+                values += (await self._read_again(secret)).values()
+            except RejectedError as error:
                 problem = {"job_id": job.key.id, "problem": error.reason}
                 log.warning("a secret is not kept out of an adopted job's log", extra=problem)
         self._redactor = Redactor(values)
         return await self.engine.adopt(self.attempt, self._output)
+
+    async def _read_again(self, secret: SecretRef) -> Mapping[str, bytes]:
+        """A secret that the job has. Waits until it can be read: until then none of the log may go out.
+
+        Raises `RejectedError` when it is gone.
+        """
+        key, pause = self.attempt.plan.job.key, _READ_AGAIN
+        while True:
+            try:
+                values = await self.secrets.read(key.tenant, (secret,))
+            except DeferredError as error:
+                self._unadopted = f"{error.reason}: the job could not be adopted until its time was over, {_MAY_RUN}"
+                log.warning("an adopted job waits for its secret", extra={"job_id": key.id, "problem": error.reason})
+            else:
+                self._unadopted = _UNANSWERED
+                return values
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _READ_AGAIN_LONGEST)
 
     async def _made(
         self, making: Coroutine[object, object, Container], giving_up: Coroutine[object, object, object]
@@ -310,7 +334,14 @@ class Run:
     async def _write_down(self, container: Container, started: datetime) -> None:
         limits = self.attempt.plan.limits
         deadline = started + limits.timeout + limits.grace
-        await self.journal.started(self.attempt.claim, container.id, deadline)
+        await self._note("a job's start", self.journal.started(self.attempt.claim, container.id, deadline))
+
+    async def _note(self, what: str, writing: Awaitable[None]) -> None:
+        """Put it on record. Where the journal's disk is full the job goes on, and is ended in time, all the same."""
+        try:
+            await writing
+        except JournalError as error:
+            log.warning("%s was not noted", what, extra={"claim": self.attempt.claim, "fault": str(error)})
 
     def _output(self, stream: Stream, data: bytes) -> None:
         if self._stubborn.is_set():
@@ -340,7 +371,7 @@ class Run:
         self._written.set()
 
     async def _enforce(self, container: Container, started: datetime) -> None:
-        """End the job when its time is up or somebody asks; the reason is on record before a signal is sent."""
+        """End the job when its time is up or somebody asks; the reason goes on record before a signal is sent."""
         if container.ended is not None:
             return  # it ended by itself while no daemon ran, perhaps long ago
         limits = self.attempt.plan.limits
@@ -353,7 +384,7 @@ class Run:
         stop = self._stop
         if stop is None:
             raise AssertionError("stopping without a reason")
-        await self.journal.stopping(self.attempt.claim, stop.reason, stop.detail)
+        await self._note("why a job is ended", self.journal.stopping(self.attempt.claim, stop.reason, stop.detail))
         self.timeline.tell(EventKind.STOPPING, stop=stop.reason)
         if not self._hurry.is_set():
             await self._terminate(container)
@@ -455,10 +486,7 @@ class Run:
                 safe = self._offered.popleft()
             if safe is None:
                 continue
-            try:
-                await self.journal.logged(claim, safe)
-            except JournalError as error:
-                log.warning("a log's position was not noted", extra={"claim": claim, "fault": str(error)})
+            await self._note("a log's position", self.journal.logged(claim, safe))
 
     async def _until(self, due: float) -> None:
         """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""

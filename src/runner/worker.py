@@ -13,7 +13,7 @@ from runner.capacity import Capacity, Claim
 from runner.errors import BrokerError
 from runner.fairness import Fairness
 from runner.handling import Handling
-from runner.job import Bytes, JobKey, StopReason, container_name
+from runner.job import Bytes, JobKey, StopReason
 from runner.ports import OpenClaim
 from runner.workplace import Outside, Rules, Workplace
 
@@ -89,10 +89,6 @@ class Worker:
     def free(self) -> tuple[Claim, int]:
         """What no running job claims, and how many more jobs could run if they were small enough."""
         return self._capacity.free, max(0, self._capacity.slots)
-
-    def container_names(self) -> frozenset[str]:
-        """The containers that belong to a job of ours; a sweep leaves them alone."""
-        return frozenset(container_name(self._place.rules.name, claim) for claim in self._place.held)
 
     async def run(self) -> None:
         """Take and run jobs until `drain` was called and has finished."""

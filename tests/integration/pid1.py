@@ -147,8 +147,15 @@ class Pid1:
 
     @property
     def pid(self) -> int:
-        """The init's, as it is known out here."""
-        return int(self._children(self._process.pid)[0])
+        """The init's, as it is known out here, once there is one."""
+        found: list[str] = []
+
+        def forked() -> bool:
+            found.extend(self._children(self._process.pid))
+            return found != []
+
+        eventually(forked)
+        return int(found[0])
 
     @property
     def job_processes(self) -> list[str]:

@@ -24,6 +24,7 @@ def look(tmp_path: Path, files: Mapping[str, str], *, mode: int = 0o750) -> list
     for name, text in files.items():
         (tmp_path / "secrets" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "secrets" / name).write_text(text)
+        (tmp_path / "secrets" / name).chmod(0o640)
     if files:
         (tmp_path / "secrets").chmod(mode)
     config = tmp_path / "runner.toml"
@@ -50,6 +51,15 @@ def test_a_folder_that_is_open_to_all(tmp_path: Path) -> None:
     word, fault = look(tmp_path, WHOLE, mode=0o755)[0]
     assert word.endswith(f"/secrets is open to every user of this machine; run: chmod o= {tmp_path}/secrets")
     assert fault
+
+
+def test_a_value_that_is_open_to_all(tmp_path: Path) -> None:
+    look(tmp_path / "one", WHOLE)
+    (tmp_path / "one/secrets/acme/token").chmod(0o644)
+    settings = load_settings({"RUNNER_CONFIG": str(tmp_path / "one/runner.toml")})
+    folder = tmp_path / "one/secrets"
+    told = f"secrets.dir: {folder}/acme/token is open to every user of this machine; run: chmod -R o= {folder}"
+    assert next(look_at_secrets(settings)) == (told, True)
 
 
 def test_no_folder_is_no_fault_as_such(tmp_path: Path) -> None:

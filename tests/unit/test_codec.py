@@ -247,6 +247,8 @@ def test_bytes_that_are_no_json_object_cannot_be_decoded(body: bytes) -> None:
         ({"stack": "a", "env": {"A=B": "x"}}, "env: "),
         ({"stack": "a", "env": {"A": 1}}, "env.A: "),
         ({"stack": "a", "env": {"A\0": "1"}}, "env"),
+        ({"stack": "a", "env": {"A\0\n\u001b[2J": 1}}, r'env."A\u0000\n\u001b[2J": holds a NUL'),
+        ({"stack": "a", "labels": {"\u2028x": 1}}, r'labels."\u2028x": is not a string'),
         ({"stack": "a", "stdin": 1}, "stdin: "),
         ({"stack": "a", "limits": {"memory": "lots"}}, 'limits.memory: "lots" is not a size'),
         ({"stack": "a", "limits": {"cpus": 0}}, "limits.cpus: "),

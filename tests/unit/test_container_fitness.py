@@ -12,7 +12,14 @@ from runner.adapters.docker.fitness import Fitness
 from runner.errors import EngineError, EngineUnfit, ImageMissing, StartError
 from runner.job import Stack
 
-STACK = Stack(name="gpu", revision="1", image="sha256:" + 64 * "0", devices=("/dev/none",), cap_add=("CHOWN",))
+STACK = Stack(
+    name="gpu",
+    revision="1",
+    image="sha256:" + 64 * "0",
+    devices=("/dev/none",),
+    cap_add=("CHOWN",),
+    runtime="kata",
+)
 
 
 class Engine:
@@ -85,7 +92,7 @@ async def test_jobs_that_cannot_be_started_do_not_stop_a_worker_whose_engine_wor
         await asyncio.sleep(0.01)
     assert (engine.told, len(engine.probed)) == ([], 1)
     [probe] = engine.probed
-    assert (probe.image, probe.devices, probe.cap_add) == (STACK.image, (), ())
+    assert (probe.image, probe.runtime, probe.devices, probe.cap_add) == (STACK.image, "kata", (), ())
 
 
 @pytest.mark.parametrize("error", [ImageMissing("No such image"), StartError("no such user")])

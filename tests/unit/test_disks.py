@@ -8,8 +8,9 @@ from typing import cast
 import pytest
 
 from runner.adapters.docker.engine import OpenEngine
+from runner.adapters.docker.excess import free
 from runner.app import disk as app_disk
-from runner.app.disk import Disks, disk_of, free, shortage, total
+from runner.app.disk import Disks, disk_of, shortage, total
 from runner.errors import EngineGone
 from runner.job import Bytes
 from runner.settings import Settings

@@ -23,7 +23,16 @@ from tests.fakes import (
 )
 
 from runner import executor
-from runner.errors import DeferredError, EngineError, EngineGone, EngineUnfit, ImageMissing, RejectedError, StartError
+from runner.errors import (
+    DeferredError,
+    EngineError,
+    EngineGone,
+    EngineUnfit,
+    ImageMissing,
+    JournalError,
+    RejectedError,
+    StartError,
+)
 from runner.executor import Run
 from runner.job import (
     Attempt,
@@ -134,6 +143,30 @@ class House:
 
     def stops(self) -> list[StopReason | None]:
         return [event.stop for event in self.events.published if event.kind is EventKind.STOPPING]
+
+
+async def on_a_full_disk(*_: object) -> None:
+    """In place of what writes to the journal."""
+    raise JournalError("the journal failed: database or disk is full")
+
+
+async def test_a_job_runs_although_its_start_cannot_be_noted() -> None:
+    house = House(*ENDS)
+    house.journal.started = on_a_full_disk  # type: ignore[assignment, method-assign]
+    assert (await house.result()).verdict.outcome is Outcome.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("reason", "outcome"), [(StopReason.TIMEOUT, Outcome.TIMED_OUT), (StopReason.CANCELLED, Outcome.CANCELLED)]
+)
+async def test_a_job_is_ended_although_its_intent_cannot_be_noted(reason: StopReason, outcome: Outcome) -> None:
+    house = House(*DEAF)
+    house.journal.stopping = on_a_full_disk  # type: ignore[assignment, method-assign]
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+        run.stop(reason)
+    assert running.result().verdict.outcome is outcome
+    assert house.stops() == [reason]
 
 
 async def test_a_job_that_ends_well_gives_its_output() -> None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from tests.fake_engine import Script
@@ -10,8 +12,8 @@ from tests.fakes import until
 from tests.unit.test_executor import House, adopted
 
 from runner import executor
-from runner.errors import RejectedError
-from runner.job import EventKind, Exit, Json, Outcome, SecretRef, Stream
+from runner.errors import DeferredError, RejectedError
+from runner.job import EventKind, Exit, Json, Outcome, SecretRef, StopReason, Stream
 from runner.ports import LogPosition
 
 VALUE = b"hunter22\n"
@@ -26,6 +28,20 @@ def with_secret(script: Script | None = None) -> House:
     house.secrets.values["acme", "token"] = VALUE
     house.engine.scripts[GIVEN] = script or Script()
     return house
+
+
+class Unreadable:
+    """Secrets on a disk that fails `times` times."""
+
+    def __init__(self, house: House, times: float) -> None:
+        self.read_well = house.secrets.read
+        self.left = times
+
+    async def read(self, tenant: str, secrets: Sequence[SecretRef]) -> Mapping[str, bytes]:
+        self.left -= 1
+        if self.left >= 0:
+            raise DeferredError("secret token: cannot be read: Input/output error")
+        return await self.read_well(tenant, secrets)
 
 
 def progress(house: House) -> list[Json]:
@@ -130,3 +146,31 @@ async def test_a_job_is_adopted_although_its_secret_is_gone(caplog: pytest.LogCa
             house.container.finish(Exit(code=0, complete=True))
     assert running.result().verdict.outcome is Outcome.SUCCEEDED
     assert "a secret is not kept out of an adopted job's log" in caplog.text
+
+
+async def test_an_adopted_job_waits_until_its_secret_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_READ_AGAIN", 0.001)
+    house = with_secret()
+    await adopted(house)
+    container = house.engine.live[house.attempt.container_name]
+    container.emit(Stream.OUT, b"my hunter22\n")
+    house.secrets.read = Unreadable(house, times=3).read  # type: ignore[method-assign]
+    async with house.run():
+        await until(lambda: house.logs.text("c1"))
+        container.finish(ENDS)
+    assert house.logs.text("c1") == "my ********\n"
+
+
+async def test_a_secret_that_cannot_be_read_for_good_costs_the_job_and_never_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "_READ_AGAIN", 0.001)
+    house = with_secret()
+    await adopted(house)
+    house.kill_budget = timedelta(milliseconds=20)
+    house.engine.live[house.attempt.container_name].emit(Stream.OUT, b"my hunter22\n")
+    house.secrets.read = Unreadable(house, times=float("inf")).read  # type: ignore[method-assign]
+    async with house.run() as (run, running):
+        run.stop(StopReason.CANCELLED)
+    assert "Input/output error: the job could not be adopted" in running.result().verdict.reason
+    assert house.logs.text("c1") == ""

@@ -1217,19 +1217,6 @@ async def test_a_worker_that_is_cancelled_runs_no_further_but_cleans_up() -> Non
     assert house.diary.count("release b") == 0, "whoever is cancelled goes down hard; the broker has it again anyway"
 
 
-def test_the_containers_of_held_jobs_are_named() -> None:
-    house = House()
-    assert house.worker().container_names() == frozenset()
-
-
-async def test_the_container_of_a_running_job_is_named() -> None:
-    house = House()
-    async with at_work(house) as worker:
-        house.put(make_job("a", command=RUNS))
-        await until(lambda: house.runs("a"))
-        assert worker.container_names() == {"runner-w1-c1"}
-
-
 async def test_a_job_whose_secret_is_missing_is_rejected_and_the_operator_is_to_blame() -> None:
     house = House()
     house.stacks.stacks["busybox"] = replace(STACK, secrets=(SecretRef(name="token"),))

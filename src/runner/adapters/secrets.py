@@ -16,6 +16,9 @@ from runner.units import format_size
 SHARED = "_shared"
 """No tenant can be called that."""
 
+_BENEATH = "beneath secrets.dir"
+"""Tenants read it, too: where that is on this machine is none of their business."""
+
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _PASSING = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT})
@@ -36,9 +39,9 @@ class FileSecrets:
         """One value, byte for byte. Raises `RejectedError` and `DeferredError`; waits for the disk."""
         value = self.find(tenant, secret)
         if value is None:
-            own, shared = self._folder / tenant / secret.name, self._folder / SHARED / secret.name
-            where = f"{own}, or in {shared} for all tenants" if secret.shared else str(own)
-            raise _fault(secret.name, f"tenant {tenant} has none; put its value in {where}")
+            own, shared = f"{tenant}/{secret.name}", f"{SHARED}/{secret.name}"
+            where = f"{own}, or in {shared} for all tenants," if secret.shared else own
+            raise _fault(secret.name, f"tenant {tenant} has none on this worker; put its value in {where} {_BENEATH}")
         return value
 
     def find(self, tenant: str, secret: SecretRef) -> bytes | None:
@@ -61,9 +64,9 @@ class FileSecrets:
 
     def _read(self, owner: str, name: str) -> bytes | None:
         """The file's content; None if there is no such file. No link is followed beneath our folder."""
-        path = self._folder / owner / name
+        path = f"{owner}/{name}"
         if any("/" in step or step in ("", ".", "..") for step in (owner, name)):
-            raise _fault(name, f"{path} is not beneath {self._folder}")
+            raise _fault(name, f"{path} is not {_BENEATH}")
         try:
             return _content(self._folder, owner, name)
         except FileNotFoundError:

@@ -7,9 +7,10 @@ from pathlib import Path
 from runner import __version__
 from runner.adapters.amqp.connect import connect_once, server_version
 from runner.adapters.docker.client import EngineInfo, open_client
+from runner.adapters.docker.excess import free
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
-from runner.app.disk import disk_of, engine_is_here, free, shortage
+from runner.app.disk import disk_of, engine_is_here, shortage
 from runner.app.finding import Finding, Remedy
 from runner.app.network import look_at_egress
 from runner.app.secrets import look_at_secrets

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from runner.adapters.docker.engine import OpenEngine
+from runner.adapters.docker.excess import free
 from runner.errors import EngineError
 from runner.job import Bytes
 from runner.settings import Settings
@@ -21,11 +22,6 @@ _FEWEST_FILES = 10_000
 def disk_of(folder: Path) -> os.statvfs_result:
     """The file system that a folder is on, or will be made on. Raises `OSError`."""
     return os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
-
-
-def free(disk: os.statvfs_result) -> Bytes:
-    """What anybody may still write to it."""
-    return Bytes(disk.f_bavail * disk.f_frsize)
 
 
 def total(disk: os.statvfs_result) -> Bytes:

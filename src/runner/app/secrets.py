@@ -76,7 +76,18 @@ def _folder(folder: Path) -> tuple[str, bool]:
         return f"secrets.dir: {folder}: {error.strerror}; fine as long as no job is to get any", False
     if mode & stat.S_IRWXO:
         return f"secrets.dir: {folder} is open to every user of this machine; run: chmod o= {folder}", True
+    if (path := _open_file(folder)) is not None:
+        return f"secrets.dir: {path} is open to every user of this machine; run: chmod -R o= {folder}", True
     return str(folder), False
+
+
+def _open_file(folder: Path) -> Path | None:
+    """A value with a mode that shows it to everybody, should it ever get out of its folder."""
+    for path in sorted(folder.glob("*/*")):
+        with suppress(OSError):
+            if path.lstat().st_mode & stat.S_IRWXO and not path.is_symlink():
+                return path
+    return None
 
 
 def _stacks(folder: Path) -> Iterator[tuple[str, tuple[SecretRef, ...]]]:

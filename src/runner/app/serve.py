@@ -31,6 +31,7 @@ from runner.app.knowledge import WorkerKnowledge
 from runner.app.packages import open_packages_of
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
+from runner.app.runtimes import Runtimes
 from runner.app.stacks import open_catalog
 from runner.app.warm import StandingOrders
 from runner.capacity import Budget, Capacity, Claim
@@ -100,6 +101,7 @@ async def serve(settings: Settings) -> None:
             house=house,
             gate=gate,
             watch=Watch(settings=settings, gate=gate, probes=house.probes, images=images, tell=metrics.egress_proven),
+            runtimes=Runtimes(allowed=settings.engine.runtimes, engine=house.client, catalog=catalog),
             disks=Disks(settings, house),
             debts=Debts(journal=journal, owed={}),
             fairness=Fairness(_shares(settings)),
@@ -121,6 +123,7 @@ class Daemon:
     house: OpenEngine
     gate: Gate
     watch: Watch
+    runtimes: Runtimes
     disks: Disks
     debts: Debts
     fairness: Fairness
@@ -161,6 +164,7 @@ class Daemon:
             for claim in adoptable.values():
                 self.house.engine.keep(claim.record.container_name)
             await self.house.sweep.at_start()
+            await self.runtimes.at_start()
             await self.disks.look_for_engine()
             await self.disks.warn_of_scratch()
             await self._serve(stop, manager, adoptable)
@@ -213,6 +217,7 @@ class Daemon:
                 for chore in (
                     health.run(),
                     self.watch.run(),
+                    self.runtimes.run(),
                     self.house.sweep.run(lambda: not worker.held()),
                     self._watch_disk(worker),
                     self.house.engine.fitness.run(partial(self._hinder, "start")),
@@ -363,6 +368,7 @@ class Daemon:
         self.metrics.engine_up(up)
         if up:
             self.watch.engine_returned()
+            self.runtimes.engine_returned()
         self._hinder("engine", None if up else f"the container engine does not answer: {why}")
 
     def _hinder(self, who: str, why: str | None) -> None:

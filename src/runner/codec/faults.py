@@ -8,6 +8,7 @@ from pydantic import (
 )
 
 from runner.codec.message import PARTS, JobMessage
+from runner.units import quoted
 
 _FAULTS_TOLD = 5
 _FIELD_MAX = 80
@@ -25,8 +26,7 @@ def describe(error: ValidationError) -> str:
 
 def _fault(fault: Any) -> str:
     # Strings that pydantic quotes from the message may be any size or no valid text.
-    field = ".".join(str(step)[:_FIELD_MAX] for step in fault["loc"] if step != "[key]")
-    field = field.encode(errors="replace").decode()
+    field = ".".join(_step(step) for step in fault["loc"] if step != "[key]")
     if fault["type"] == "extra_forbidden":
         parent = PARTS.get(field.partition(".")[0], JobMessage) if "." in field else JobMessage
         return f"{field}: is not a field; known here are {', '.join(parent.model_fields)}"
@@ -35,6 +35,12 @@ def _fault(fault: Any) -> str:
     words = _WORDS.get(fault["type"])
     told = words.format(**fault.get("ctx", {})) if words else str(fault["msg"]).removeprefix("Value error, ")
     return f"{field}: {told}".encode(errors="replace").decode()
+
+
+def _step(step: object) -> str:
+    """A part of a field's name; one that the message chose may hold anything, also what ends a line."""
+    text = str(step)
+    return text[:_FIELD_MAX] if text.isascii() and text.isprintable() else quoted(text)
 
 
 _WORDS: Mapping[str, str] = {

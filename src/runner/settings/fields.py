@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from runner.job import Bytes
+from runner.plan import CPUS_MIN, MEMORY_MIN
 from runner.sources import parse_source
 from runner.units import format_duration, parse_duration, parse_size, quoted, spell_size
 
@@ -22,11 +23,6 @@ _UIDS = re.compile(r"([0-9]{1,10})-([0-9]{1,10})", re.ASCII)
 _UID_MAX = 2**31 - 1
 _NUMBER = re.compile(r"[0-9]{1,18}(\.[0-9]{1,9})?", re.ASCII)
 _MASK = "****"
-
-MEMORY_MIN = Bytes(6 * 2**20)
-"""The engine refuses less."""
-CPUS_MIN = 0.01
-"""The engine refuses less."""
 
 
 class Section(BaseModel):

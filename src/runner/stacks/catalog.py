@@ -67,6 +67,7 @@ class Catalog:
         self._images = images
         self._ledger = ledger
         self._runtimes = runtimes
+        self._there: frozenset[str] | None = None
         self._clock = clock
         self._read: dict[str, _Read] = {}
         self._found: dict[tuple[str, str], tuple[float, Image]] = {}
@@ -89,6 +90,10 @@ class Catalog:
     def invalidate(self, name: str) -> None:
         """Look the stack's images up again: the engine said that one is gone."""
         self._found = {known: found for known, found in self._found.items() if known[0] != name}
+
+    def engine_has(self, runtimes: frozenset[str]) -> None:
+        """Learn which runtimes the engine has: stacks with another one are passed on, and none is before this."""
+        self._there = runtimes
 
     def check(self, name: str) -> None:
         """Raise `ConfigError` with what keeps the stack's jobs from running here, whatever its image."""
@@ -192,6 +197,8 @@ class Catalog:
         file = self._file(name)
         if file.runtime not in self._runtimes:
             raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
+        if self._there is not None and file.runtime not in self._there:
+            raise ConfigError(f'runtime: the engine does not know "{file.runtime}"; add it to its runtimes')
         return file
 
     def _made(self, name: str, image: Image, revision: str) -> Stack:

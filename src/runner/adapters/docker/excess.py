@@ -13,6 +13,11 @@ _FILE_MOST = Bytes(4 * 2**20)
 """Far more than the files may hold: a job whose result is only too long is to hear that instead."""
 
 
+def free(disk: os.statvfs_result) -> Bytes:
+    """What anybody may still write to a file system."""
+    return Bytes(disk.f_bavail * disk.f_frsize)
+
+
 class Excess:
     """Looks at one job's container. `reserve` is what has to stay free on the engine's disk."""
 
@@ -47,9 +52,7 @@ class Excess:
         # The engine does not count what is deleted and still open, nor how many files there are.
         if self._root is None:
             self._root = (await self._client.info()).root
-        disk = os.statvfs(self._root)
-        free = Bytes(disk.f_bavail * disk.f_frsize)
-        if free < self._reserve:
-            left = f"the engine's disk had {format_size(free)} left, less than capacity.disk_free"
+        if (unused := free(os.statvfs(self._root))) < self._reserve:
+            left = f"the engine's disk had {format_size(unused)} left, less than capacity.disk_free"
             return f"{left}, and its container may write there without a bound (read_only = false)"
         return None

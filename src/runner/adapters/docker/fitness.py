@@ -63,8 +63,15 @@ class Fitness:
                 changed(None)
 
     async def _trouble(self, stack: Stack) -> str | None:
-        """What is wrong with a start that asks for nothing but an image; None if nothing is."""
-        bare = Stack(name=stack.name, revision=stack.revision, image=stack.image, uid=stack.uid, gid=stack.gid)
+        """What is wrong with a start that asks for nothing but an image and a runtime; None if nothing is."""
+        bare = Stack(
+            name=stack.name,
+            revision=stack.revision,
+            image=stack.image,
+            uid=stack.uid,
+            gid=stack.gid,
+            runtime=stack.runtime,
+        )
         try:
             await self._probe(bare)
         except (ImageMissing, StartError):

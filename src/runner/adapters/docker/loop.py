@@ -53,11 +53,11 @@ def _attach(file: int) -> LoopDevice:
         path = Path(f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}")
     finally:
         os.close(control)
-    device = LoopDevice(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         # Without the page cache of the file, all that is cached is the job's, and counts as its memory.
-        fcntl.ioctl(device._descriptor, _CONFIGURE, _CONFIG.pack(file, _BLOCK, _AUTOCLEAR | _DIRECT_IO))  # noqa: SLF001
+        fcntl.ioctl(descriptor, _CONFIGURE, _CONFIG.pack(file, _BLOCK, _AUTOCLEAR | _DIRECT_IO))
     except OSError:
-        device.close()
+        os.close(descriptor)
         raise
-    return device
+    return LoopDevice(path, descriptor)

@@ -97,7 +97,7 @@ class Sweep:
         self._audit.look(idle=still_idle, listed=listed - waiting, waiting=len(waiting))
         left = await self.clear(found, known, grace=grace, patience=patience)
         self._count(found, known)
-        self._sweep_folders(known | left | self._known())
+        await self._sweep_folders(known | left | self._known())
         return len(left)
 
     async def found(self) -> Sequence[Listed]:
@@ -127,7 +127,7 @@ class Sweep:
         _LOG.info("a container that nobody owned was removed", extra={"container": container.name})
         folder = folder_of(container.name, self._worker)
         if folder != container.name:
-            self._remove_folder(self._jobs / folder)
+            await self._remove_folder(self._jobs / folder)
         return container.name
 
     def _count(self, found: Sequence[Listed], known: frozenset[str]) -> None:
@@ -135,15 +135,15 @@ class Sweep:
         for name in self._census.living() - known - {container.name for container in found} - self._known():
             self._census.gone(name)
 
-    def _sweep_folders(self, owned: frozenset[str]) -> None:
-        for path in self._jobs.iterdir() if self._jobs.is_dir() else ():
+    async def _sweep_folders(self, owned: frozenset[str]) -> None:
+        for path in list(self._jobs.iterdir()) if self._jobs.is_dir() else ():
             if container_of(path.name, self._worker) in owned:
                 continue
-            self._remove_folder(path)
+            await self._remove_folder(path)
 
-    def _remove_folder(self, path: Path) -> None:
+    async def _remove_folder(self, path: Path) -> None:
         try:
-            JobFolder(path).remove()
+            await asyncio.to_thread(JobFolder(path).remove)  # a job's code may have many files
         except OSError as error:
             self._observer.cleanup_failed()
             _LOG.warning("a job's files could not be removed", extra={"path": str(path), "problem": str(error)})
