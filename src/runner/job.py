@@ -1,5 +1,6 @@
 """The words of the domain, and the verdict on how a job ended. No I/O, no clock."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -182,6 +183,14 @@ class Reply:
 
     to: str
     correlation_id: str | None = None
+
+
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+
+
+def is_revision(word: str) -> bool:
+    """Whether a revision of a stack may be called that; `current` and `previous` are whatever they point to."""
+    return bool(_REVISION.fullmatch(word)) and word not in ("current", "previous")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,17 @@
 
 import asyncio
 import gzip
+import hashlib
 import io
 import json
 import tarfile
 from collections.abc import AsyncIterator
+from itertools import starmap
 from pathlib import Path
 
 import aiodocker
 import pytest
+from tests.archives import tar_entry, tar_gz
 from tests.integration.local_house import Place, open_place
 from tests.services import BUSYBOX_TAG, Endpoint, Engine
 
@@ -180,19 +183,25 @@ async def test_an_archive_that_was_tampered_with_is_refused(home: Place, away: P
     with tarfile.open(path) as tar:
         members = [(member.name, (tar.extractfile(member) or io.BytesIO()).read()) for member in tar]
     manifest = json.loads(members[0][1])
-    manifest["stacks"][0]["revision"] = "000000000000"
-    members[0] = ("manifest.json", json.dumps(manifest).encode())
+    revision, manifest["stacks"][0]["revision"] = manifest["stacks"][0]["revision"], "000000000000"
     forged = tmp_path / "forged.tar.gz"
-    with tarfile.open(forged, "w:gz") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    forged.write_bytes(
+        tar_gz(tar_entry("manifest.json", json.dumps(manifest).encode()), *starmap(tar_entry, members[1:]))
+    )
     before = await image_ids(away)
     with pytest.raises(ArchiveError, match="the archive's image is not revision 000000000000"):
         await take_in(away, forged)
     assert await image_ids(away) == before
     assert ledger_of(settings_of(away)).records(stack) == []
+
+    images = members[2][1].replace(b'"RepoTags":null', b'"RepoTags":["a"]', 1)
+    images = images.replace(b"]}]\n", b"]}]", 1)
+    manifest["stacks"][0]["revision"], manifest["images"] = revision, hashlib.sha256(images).hexdigest()
+    entries = json.dumps(manifest).encode(), members[1][1], images
+    forged.write_bytes(tar_gz(*(tar_entry(name, content) for (name, _), content in zip(members, entries, strict=True))))
+    with pytest.raises(ArchiveError, match=r"images\.tar would name an image a"):
+        await take_in(away, forged)
+    assert await image_ids(away) == before
 
 
 async def test_the_commands_tell_what_they_did(home: Place, away: Place, tmp_path: Path) -> None:
@@ -201,5 +210,6 @@ async def test_the_commands_tell_what_they_did(home: Place, away: Place, tmp_pat
     assert (await home.call("stacks", "export", "-o", str(path)))[:2] == (0, f"{stack} {revision}\n")
     code, out, _ = await away.call("stacks", "import", str(path), "--no-use")
     assert (code, out) == (0, f"{stack} {revision} is here; run: runner stacks use {stack} {revision}\n")
-    code, _, err = await home.call("stacks", "export", f"{stack}@absent", "-o", str(path))
-    assert (code, "there is no revision absent" in err) == (1, True)
+    for word, why in (("absent", "there is no revision absent"), ("../pointer.json", "is no revision")):
+        code, _, err = await home.call("stacks", "export", f"{stack}@{word}", "-o", str(path))
+        assert (code, why in err) == (1, True)

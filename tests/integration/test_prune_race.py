@@ -23,6 +23,7 @@ from runner.stacks.revisions import Ledger, Pointer, Record, State
 pytestmark = pytest.mark.engine
 
 REVISION = "old"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 CALLS = 8
 """How many calls to the engine a removal takes, one more or less."""
 
@@ -59,6 +60,10 @@ class Interrupted:
     async def remove(self, name: str) -> bool:
         self._count()
         return await self._images.remove(name)
+
+    async def remove_nameless(self, image: str) -> bool:
+        self._count()
+        return await self._images.remove_nameless(image)
 
 
 async def make(images: Images, number: int) -> str:
@@ -122,7 +127,7 @@ async def test_no_job_starts_on_what_is_gone(place: Place, rounds: int) -> None:
         for number in range(rounds):
             image = await make(images, number)
             await images.tag(image, f"runner/{stack}", REVISION)
-            record = Record(revision=REVISION, image=image, state=State.READY, built=datetime.now(UTC))
+            record = Record(revision=REVISION, image=image, state=State.READY, built=LONG_AGO)
             ledger.write(stack, record)
             ledger.unmark(stack, REVISION)
             between = Interrupted(images, number % CALLS)

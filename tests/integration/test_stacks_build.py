@@ -201,3 +201,10 @@ def test_the_context_is_the_same_wherever_the_folder_comes_from(tmp_path: Path) 
         over = tar.extractfile("over")
         assert over is not None
         assert over.read() == b"prepared"
+
+
+async def test_a_base_of_ours_that_is_not_here_is_not_asked_for_elsewhere(images: Images, folder: Path) -> None:
+    for line in ("FROM runner-base/none", "FROM scratch\nCOPY --chown=0 --from=runner/none:current / /"):
+        (folder / "Dockerfile").write_text(f"{line}\n")
+        with pytest.raises(BuildError, match=r"runner(-base)?/none\S* is not here; run make stacks"):
+            await build(folder, images, print)

@@ -18,6 +18,7 @@ from runner.stacks.archive import ArchiveError, Manifest, Packed, pack, unpack
 
 FILE = b'command = ["true"]\n'
 IMAGES = b"images of many layers" * 1000
+ROOM = len(IMAGES)
 
 
 def packed(stack: str = "py") -> Packed:
@@ -40,7 +41,7 @@ def write(path: Path, *stacks: str) -> bytes:
 
 def read(path: Path) -> tuple[Manifest, dict[str, bytes], bytes]:
     images = io.BytesIO()
-    manifest, files = unpack(path, images)
+    manifest, files = unpack(path, images, ROOM)
     return manifest, dict(files), images.read()
 
 
@@ -98,6 +99,7 @@ GOOD = ("manifest.json", manifest()), ("py/stack.toml", FILE), ("images.tar", IM
         ((GOOD[0], ("py/stack.toml", None)), "and py/stack.toml did"),
         ((GOOD[0], ("py/stack.toml", FILE + b"#")), "py/stack.toml is not what its digest says"),
         ((*GOOD[:2], ("images.tar", IMAGES[1:])), "images.tar is not what its digest says"),
+        ((*GOOD[:2], ("images.tar", bytes(ROOM + 1))), f"images.tar has {ROOM + 1} bytes, more than {ROOM}"),
         ((*GOOD, ("more", b"")), "more has no business in it"),
         ((GOOD[0], ("py/stack.toml", bytes(2**20 + 1))), "has 1048577 bytes, more than 1048576"),
         ((("manifest.json", b"{"),), "manifest.json"),
@@ -112,12 +114,39 @@ GOOD = ("manifest.json", manifest()), ("py/stack.toml", FILE), ("images.tar", IM
             (("manifest.json", manifest(stacks=[packed().model_dump(mode="json") | {"revision": "../x"}])), *GOOD[1:]),
             "manifest.json: stacks.0.revision",
         ),
+        (
+            (
+                ("manifest.json", manifest(stacks=[packed().model_dump(mode="json") | {"revision": "current"}])),
+                *GOOD[1:],
+            ),
+            "manifest.json: stacks.0.revision: Value error, is not a revision",
+        ),
+        (
+            (("manifest.json", manifest(stacks=[packed().model_dump(mode="json")] * 2)), *GOOD[1:]),
+            "manifest.json: stacks: Value error, a stack is in it twice",
+        ),
     ],
 )
 def test_whatever_is_not_what_it_says_is_refused(
     tmp_path: Path, members: tuple[tuple[str, bytes | None], ...], why: str
 ) -> None:
     assert why in refused(tmp_path / "a", *members)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_any_length_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("manifest.json")
+    header.type, header.size = kind, 2**40
+    (tmp_path / "a").write_bytes(gzip.compress(header.tobuf()))
+    with pytest.raises(ArchiveError, match="has a header of the kind"):
+        read(tmp_path / "a")
+
+
+def test_what_follows_the_end_is_bounded(tmp_path: Path) -> None:
+    tar = gzip.decompress(write(tmp_path / "a", "py"))
+    (tmp_path / "a").write_bytes(gzip.compress(tar + bytes(2**21)))
+    with pytest.raises(ArchiveError, match="goes on after its end"):
+        read(tmp_path / "a")
 
 
 def test_one_that_was_cut_is_refused_wherever(tmp_path: Path) -> None:

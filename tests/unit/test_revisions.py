@@ -57,6 +57,10 @@ class Shelf:
             del self.layers_of[image]
         return True
 
+    async def remove_nameless(self, image: str) -> bool:
+        found = await self.inspect(image)
+        return found is None or bool(found.tags) or await self.remove(image)
+
 
 @dataclass
 class World:
@@ -151,19 +155,30 @@ async def test_the_pointer_counts_even_if_the_tags_cannot_follow(world: World) -
     assert world.ledger.pointer("py") == Pointer(current="one")
 
 
-def test_switches_wait_for_each_other(world: World) -> None:
-    entered = threading.Event()
+async def test_switches_wait_for_each_other_and_hold_up_nothing_else(world: World) -> None:
+    entered = asyncio.Event()
 
-    def other() -> None:
-        with world.ledger.lock():
+    async def other() -> None:
+        async with world.ledger.lock():
             entered.set()
 
-    with world.ledger.lock():
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert not entered.wait(0.1)
-    thread.join(10)
+    async with world.ledger.lock():
+        task = asyncio.create_task(other())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await entered.wait()
+    async with asyncio.timeout(10):
+        await task
     assert entered.is_set()
+
+
+@pytest.mark.parametrize("word", ["current", "previous", "../pointer.json", "", "-x", "a" * 65])
+async def test_what_cannot_be_a_revision_is_refused(world: World, word: str) -> None:
+    image = world.add("py", "one")
+    world.shelf.named |= {"runner/py:current": image, "runner/py:previous": image}
+    with pytest.raises(RevisionError, match="is no revision"):
+        await world.switch.use("py", word)
+    assert world.ledger.pointer("py") is None
 
 
 def test_a_reader_never_sees_half_a_pointer(world: World) -> None:
@@ -191,22 +206,39 @@ def test_a_folder_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
         Ledger(tmp_path / "stacks").point("py", Pointer(current="one"))
 
 
-def test_what_root_makes_belongs_to_the_daemons_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_root_makes_belongs_to_the_daemons_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
 
-    def chown(path: Path, uid: int, gid: int) -> None:
+    def chown(path: Path, uid: int, gid: int, *, follow_symlinks: bool) -> None:
+        assert not follow_symlinks
         given[path.relative_to(tmp_path).parts[:2]] = (uid, gid)
+
+    def fchown(descriptor: int, uid: int, gid: int) -> None:
+        chown(Path(f"/proc/self/fd/{descriptor}").readlink(), uid, gid, follow_symlinks=False)
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(os, "fchown", fchown)
     ledger = Ledger(tmp_path / "stacks")
-    with ledger.lock():
+    async with ledger.lock():
         ledger.point("py", Pointer(current="one"))
     ledger.use("other", "one")
     owner = tmp_path.stat()
     assert given == dict.fromkeys(
         (("stacks",), ("stacks", ".lock"), ("stacks", "py"), ("stacks", "other")), (owner.st_uid, owner.st_gid)
     )
+
+
+async def test_root_follows_no_link_that_the_daemon_could_have_put_there(tmp_path: Path) -> None:
+    ledger, target = Ledger(tmp_path / "stacks"), tmp_path / "target"
+    (tmp_path / "stacks/py/used").mkdir(parents=True)
+    (tmp_path / "stacks/.lock").symlink_to(target)
+    (tmp_path / "stacks/py/used/one").symlink_to(target)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        async with ledger.lock():
+            pass
+    ledger.use("py", "one")
+    assert not target.exists()
 
 
 async def test_the_least_recently_used_goes_first_until_the_rest_fits(world: World) -> None:
@@ -254,6 +286,45 @@ async def test_without_a_pointer_the_tags_count(world: World) -> None:
     assert await world.pruned() == []
     world.ledger.point("py", Pointer(current="other"))
     assert await world.pruned() == ["one"]
+
+
+async def test_what_was_just_made_stays_even_if_it_bears_no_mark(world: World) -> None:
+    image = world.add("py", "one")
+    world.ledger.write("py", Record(revision="one", image=image, state=State.READY, built=datetime.now(UTC)))
+    assert await world.pruned() == []
+
+
+async def test_nobody_waits_for_the_engine_to_delete(world: World) -> None:
+    world.add("py", "old")
+    world.add("py", "one")
+    world.ledger.point("py", Pointer(current="other"))
+    world.ledger.use("py", "one")
+    remove = world.shelf.remove
+
+    async def slow(name: str) -> bool:
+        async with asyncio.timeout(10):
+            await world.switch.use("py", "one")
+        return await remove(name)
+
+    world.shelf.remove = slow  # type: ignore[method-assign]
+    assert await world.pruned() == ["old"]
+    assert world.ledger.pointer("py") == Pointer(current="one", previous="other")
+
+
+async def test_what_is_made_again_while_it_is_deleted_is_not_forgotten(world: World) -> None:
+    world.add("py", "one")
+    remove = world.shelf.remove
+
+    async def slow(name: str) -> bool:
+        gone = await remove(name)
+        world.add("py", "one", State.TESTING)
+        return gone
+
+    world.shelf.remove = slow  # type: ignore[method-assign]
+    assert await world.pruned() == []
+    record = world.ledger.record("py", "one")
+    assert record is not None
+    assert record.state is State.TESTING
 
 
 async def test_what_is_of_no_use_goes_even_if_there_is_room(world: World) -> None:

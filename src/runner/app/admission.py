@@ -50,8 +50,8 @@ class Admission:
         built = replace(built, image=replace(built.image, id=record.image))
         smoke = await self._smoke(built)
         if smoke is not None and smoke.outcome != Outcome.SUCCEEDED:
-            self._refuse(built, record, smoke)
-        self.ledger.write(built.stack, record.model_copy(update={"state": State.READY, "smoke": smoke}))
+            await self._refuse(built, record, smoke)
+        await self._let_in(built, record.model_copy(update={"state": State.READY, "smoke": smoke}))
         switch, changed = Switch(self.ledger, self.images), False
         if use:
             before = await switch.pointer(built.stack)
@@ -63,7 +63,9 @@ class Admission:
         """What is known of the revision before its test. One with the same content that is here already stays."""
         known = self.ledger.record(built.stack, built.revision)
         if known is not None and known.state is State.READY and await self.images.inspect(known.image) is not None:
-            await self._drop(built.image.id, instead=known.image)
+            if built.image.id != known.image:
+                await self.images.remove_nameless(built.image.id)
+            self.ledger.use(built.stack, built.revision)  # so that it is not pruned meanwhile
             return known
         record = Record(
             revision=built.revision,
@@ -74,21 +76,27 @@ class Admission:
         )
         self.ledger.write(built.stack, record)
         await self.images.tag(built.image.id, names.repository(built.stack), built.revision)
-        if known is not None:
-            await self._drop(known.image, instead=record.image)
+        if known is not None and known.image != record.image:
+            await self.images.remove_nameless(known.image)
         return record
 
-    async def _drop(self, image: str, *, instead: str) -> None:
-        """Remove an image that another one stands for, unless somebody needs it."""
-        found = await self.images.inspect(image) if image != instead else None
-        if found is not None and not found.tags:
-            await self.images.remove(image)
+    async def _let_in(self, built: Built, record: Record) -> None:
+        """Give it to jobs. `prune` may have begun to remove an older record of it, and its name with that."""
+        async with self.ledger.lock():
+            await self.images.tag(record.image, names.repository(built.stack), built.revision)
+            self.ledger.write(built.stack, record)
+            self.ledger.use(built.stack, built.revision)
 
-    def _refuse(self, built: Built, record: Record, smoke: Smoke) -> None:
-        """Keep the revision out, unless it has passed before: then it is the test that has changed."""
-        if record.state is not State.READY:
+    async def _refuse(self, built: Built, record: Record, smoke: Smoke) -> None:
+        """Keep the revision out. What is current stays so, whatever it is: only an operator switches."""
+        told = f"{built.stack}: revision {built.revision} failed its smoke test: {smoke.reason}"
+        async with self.ledger.lock():
+            pointer = await Switch(self.ledger, self.images).pointer(built.stack)
+            if pointer is not None and pointer.current == built.revision and record.state is State.READY:
+                raise SmokeError(f"{told}; it stays current although it failed: use another one, or mend the test")
             self.ledger.write(built.stack, record.model_copy(update={"state": State.FAILED, "smoke": smoke}))
-        raise SmokeError(f"{built.stack}: revision {built.revision} failed its smoke test: {smoke.reason}")
+            self.ledger.unmark(built.stack, built.revision)
+        raise SmokeError(told)
 
     async def _smoke(self, built: Built) -> Smoke | None:
         """Run the stack's smoke test as a job of the stack; None if it has none. Raises `EngineError`."""

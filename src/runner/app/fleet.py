@@ -1,6 +1,7 @@
 """Carrying stacks from one machine to others."""
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -17,9 +18,10 @@ from runner.settings import Settings
 from runner.stacks import names
 from runner.stacks.archive import ArchiveError, Packed, pack, unpack
 from runner.stacks.build import Built, revision_of
-from runner.stacks.file import FILE
+from runner.stacks.file import FILE, is_stack_name
 from runner.stacks.images import Image, Say
 from runner.stacks.revisions import Record, RevisionError, State
+from runner.stacks.saved import check_saved
 from runner.stacks.switch import Switch
 
 
@@ -53,11 +55,19 @@ async def import_stacks(settings: Settings, path: Path, say: Say, *, use: bool) 
     failed = []
     with _spool(None) as tar:
         say(f"reading {path}")
-        manifest, files = await asyncio.to_thread(unpack, path, tar)
+        room = shutil.disk_usage(tempfile.gettempdir()).free
+        manifest, files = await asyncio.to_thread(unpack, path, tar, room)
+        await asyncio.to_thread(check_saved, tar, {each.image for each in manifest.stacks})
+        tar.seek(0)
         async with open_stock(settings) as stock, _loaded(stock, manifest.stacks, tar, say) as images:
             admission = stock.admission(say)
             for each in manifest.stacks:
-                built = Built(stack=each.stack, revision=each.revision, image=images[each.stack], inputs=each.inputs)
+                built = Built(
+                    stack=each.stack,
+                    revision=each.revision,
+                    image=images[each.stack, each.revision],
+                    inputs=each.inputs,
+                )
                 try:
                     with _installed(settings.stacks.dir / each.stack / FILE, files[each.stack], say):
                         stock.catalog.check(each.stack)
@@ -73,6 +83,8 @@ async def import_stacks(settings: Settings, path: Path, say: Say, *, use: bool) 
 async def _packed(stock: Stock, name: str) -> Packed:
     """What goes into the archive for a stack, or for a `stack@revision`."""
     stack, _, revision = name.partition("@")
+    if not is_stack_name(stack):
+        raise ConfigError(f"{stack}: is not the name of a stack")
     switch = Switch(stock.ledger, stock.images)
     pointer = await switch.pointer(stack)
     revision = revision or (pointer.current if pointer else "")
@@ -113,8 +125,8 @@ def _stack_file(settings: Settings, stack: str) -> bytes:
 @asynccontextmanager
 async def _loaded(
     stock: Stock, stacks: Sequence[Packed], tar: BinaryIO, say: Say
-) -> AsyncIterator[Mapping[str, Image]]:
-    """The images of an archive, each checked, by stack. Those that were not admitted by the end are removed.
+) -> AsyncIterator[Mapping[tuple[str, str], Image]]:
+    """The images of an archive, each checked, by stack and revision. Those not admitted by the end are removed.
 
     Until then each has a record, by which `prune` finds it should this process be killed.
     """
@@ -125,14 +137,14 @@ async def _loaded(
                 stock.ledger.write(each.stack, _in_test(each))
         say(f"loading {len(stacks)} images")
         await stock.images.load(tar)
-        images = {}
+        images: dict[tuple[str, str], Image] = {}
         for each in stacks:
             image = await stock.images.inspect(each.image)
             if image is None or not _is_what_it_says(image, each.stack, each.revision):
                 raise ArchiveError(
                     f"{each.stack}: the archive's image is not revision {each.revision}; export it again"
                 )
-            images[each.stack] = image
+            images[each.stack, each.revision] = image
         yield images
     finally:
         for each in stacks:
@@ -152,9 +164,7 @@ async def _drop_unless_admitted(stock: Stock, packed: Packed) -> None:
         await stock.images.remove(names.tagged(packed.stack, packed.revision))
     elif record is not None and record.image == packed.image:
         return
-    left = await stock.images.inspect(packed.image)
-    if left is not None and not left.tags:
-        await stock.images.remove(packed.image)
+    await stock.images.remove_nameless(packed.image)
 
 
 @contextmanager

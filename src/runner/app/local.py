@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -222,6 +222,12 @@ async def open_local(settings: Settings) -> AsyncIterator[Local]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def local_folders(state_dir: Path) -> list[Path]:
+    """The folders of the local workers that live or were killed, each with a journal of its own."""
+    folder = state_dir / _FOLDER
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 async def clear_killed(settings: Settings) -> int:
     """Remove what local workers left that were killed: how many containers that were. Raises `EngineError`."""
     removed = 0
@@ -293,7 +299,7 @@ def _make(state_dir: Path, folder: Path) -> None:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.geteuid() == 0:
                 owner = state_dir.stat()
-                os.chown(path, owner.st_uid, owner.st_gid)
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     except OSError as error:
         raise ConfigError(
             f"worker.state_dir: {folder} cannot be made ({error.strerror}); run this as the daemon's user, "
@@ -303,9 +309,12 @@ def _make(state_dir: Path, folder: Path) -> None:
 
 def _killed(folder: Path) -> list[Path]:
     """The folders of those that live no more."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    latest = time.time() - _YOUNG.total_seconds()
-    return [path for path in found if path.stat().st_mtime < latest and not WorkerLock(path).held()]
+    latest, found = time.time() - _YOUNG.total_seconds(), []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # its owner has ended, and removed it
+            if path.stat().st_mtime < latest and not WorkerLock(path).held():
+                found.append(path)
+    return found
 
 
 async def _obey(run: Run, interrupts: Interrupts) -> None:

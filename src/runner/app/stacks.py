@@ -8,7 +8,8 @@ from pathlib import Path
 
 from runner.adapters.journal import journal_exists, open_journal
 from runner.app.admission import Admission, Admitted
-from runner.errors import ConfigError
+from runner.app.local import local_folders
+from runner.errors import ConfigError, JournalError
 from runner.job import Bytes
 from runner.settings import Settings
 from runner.stacks.build import build
@@ -96,11 +97,20 @@ async def prune_stacks(settings: Settings, most: Bytes | None, *, dry: bool) -> 
 
 
 async def claimed_images(state_dir: Path) -> frozenset[str]:
-    """The images of the jobs that this worker has, also of those that its next life will go on with."""
-    if not journal_exists(state_dir):
+    """The images of the jobs that this worker has, also of those that its next life will go on with, and of `exec`."""
+    return (await _claimed(state_dir)).union(*[await _claimed(each) for each in local_folders(state_dir)])
+
+
+async def _claimed(folder: Path) -> frozenset[str]:
+    if not journal_exists(folder):
         return frozenset()
-    async with open_journal(state_dir, lambda: datetime.now(UTC)) as journal:
-        claims = await journal.open_claims()
+    try:
+        async with open_journal(folder, lambda: datetime.now(UTC)) as journal:
+            claims = await journal.open_claims()
+    except (ConfigError, JournalError):
+        if not folder.exists():  # that job has ended, and its journal is removed
+            return frozenset()
+        raise
     return frozenset(claim.record.choices.stack.image for claim in claims if claim.record.choices is not None)
 
 

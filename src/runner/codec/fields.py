@@ -15,15 +15,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from runner.job import (
-    Outcome,
-)
+from runner.job import Outcome, is_revision
 from runner.sources import parse_source
 from runner.units import format_duration, parse_duration, parse_size, quoted
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _STACK = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 PIDS_MAX = 2**22
 """The most that a Linux kernel can have."""
 
@@ -67,10 +64,10 @@ def stack_name(value: str) -> str:
     """A stack, or a pinned revision of one."""
     name, at, revision = value.partition("@")
     matching(_STACK, 40, "the name of a stack, such as python-3.11", name)
-    if at:
-        matching(_REVISION, 64, "a revision, such as r20260101", revision)
+    if at and not is_revision(revision):
         if revision in ("current", "previous"):
             raise ValueError(f"@{revision} is no revision; leave it out to get the current one")
+        raise ValueError(f"{quoted(revision)} is not a revision, such as r20260101")
     return value
 
 

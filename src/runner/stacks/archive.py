@@ -12,19 +12,20 @@ import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from runner.errors import RunnerError
+from runner.job import is_revision
 from runner.stacks.file import FILE, is_stack_name
 from runner.stacks.revisions import Inputs
+from runner.stacks.ustar import Ustar
 
 _MANIFEST = "manifest.json"
 _IMAGES = "images.tar"
 _MANIFEST_MAX = 4 * 2**20
 _FILE_MAX = 2**20
-_CHUNK = 2**20
 _LEVEL = 6
 
 
@@ -35,6 +36,12 @@ class ArchiveError(RunnerError):
 def _stack(value: str) -> str:
     if not is_stack_name(value):
         raise ValueError("is not the name of a stack")
+    return value
+
+
+def _revision(value: str) -> str:
+    if not is_revision(value):
+        raise ValueError("is not a revision")
     return value
 
 
@@ -49,11 +56,18 @@ class Packed(_Entry):
     """A revision in an archive. `stack_file` is the SHA-256 of its stack's `stack.toml`."""
 
     stack: Annotated[str, AfterValidator(_stack)]
-    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+    revision: Annotated[str, AfterValidator(_revision)]
     image: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     stack_file: Digest
     built: datetime
     inputs: Inputs | None
+
+
+def _once(stacks: tuple[Packed, ...]) -> tuple[Packed, ...]:
+    names = [packed.stack for packed in stacks]
+    if len(set(names)) < len(names):
+        raise ValueError("a stack is in it twice")
+    return stacks
 
 
 class Manifest(_Entry):
@@ -62,7 +76,7 @@ class Manifest(_Entry):
     format: Literal["runner-stacks"] = "runner-stacks"
     version: Literal[1] = 1
     images: Digest
-    stacks: Annotated[tuple[Packed, ...], Field(min_length=1)]
+    stacks: Annotated[tuple[Packed, ...], Field(min_length=1), AfterValidator(_once)]
 
 
 def pack(path: Path, stacks: Sequence[Packed], stack_files: Mapping[str, bytes], images: io.BufferedRandom) -> None:
@@ -76,7 +90,8 @@ def pack(path: Path, stacks: Sequence[Packed], stack_files: Mapping[str, bytes],
         with (
             draft.open("wb") as file,
             gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=_LEVEL, mtime=0) as compressed,
-            tarfile.open(fileobj=compressed, mode="w|") as tar,
+            # Unlike pax, it needs no second header for what is larger than 8 GiB.
+            tarfile.open(fileobj=compressed, mode="w|", format=tarfile.GNU_FORMAT) as tar,
         ):
             text = manifest.model_dump_json(indent=1).encode()
             _add(tar, _MANIFEST, io.BytesIO(text), len(text))
@@ -90,17 +105,15 @@ def pack(path: Path, stacks: Sequence[Packed], stack_files: Mapping[str, bytes],
         draft.unlink(missing_ok=True)
 
 
-def unpack(path: Path, images: BinaryIO) -> tuple[Manifest, Mapping[str, bytes]]:
+def unpack(path: Path, images: BinaryIO, room: int) -> tuple[Manifest, Mapping[str, bytes]]:
     """Read an archive to its end and check it; it blocks. The manifest and the stack files; `images` gets the rest.
 
-    Raises `ArchiveError` with what is wrong.
+    `room` is how many bytes there is place for. Raises `ArchiveError` with what is wrong.
     """
     try:
-        with gzip.open(path, "rb") as compressed, tarfile.open(fileobj=compressed, mode="r|") as tar:
-            manifest, files = _read(tar, images)
-            while compressed.read(_CHUNK):  # its checksum comes last
-                pass
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, UnicodeError) as error:
+        with gzip.open(path, "rb") as compressed:
+            manifest, files = _read(Ustar(compressed), images, room)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ArchiveError(f"{path} is damaged: {error}; export it again") from error
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -118,34 +131,34 @@ def _add(tar: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:
     tar.addfile(member, content)
 
 
-def _read(tar: tarfile.TarFile, images: BinaryIO) -> tuple[Manifest, dict[str, bytes]]:
+def _read(tar: Ustar, images: BinaryIO, room: int) -> tuple[Manifest, dict[str, bytes]]:
     """Nothing is in it but what its manifest says, in its order."""
-    manifest = Manifest.model_validate_json(_next(tar, _MANIFEST, _MANIFEST_MAX).read())
+    _next(tar, _MANIFEST, _MANIFEST_MAX)
+    manifest = Manifest.model_validate_json(b"".join(tar.content()))
     digests = {packed.stack: packed.stack_file for packed in manifest.stacks}
     files = {}
     for name in sorted(digests):
-        files[name] = _next(tar, f"{name}/{FILE}", _FILE_MAX).read()
+        _next(tar, f"{name}/{FILE}", _FILE_MAX)
+        files[name] = b"".join(tar.content())
         if hashlib.sha256(files[name]).hexdigest() != digests[name]:
             raise ArchiveError(f"{name}/{FILE} is not what its digest says; export it again")
-    digest, source = hashlib.sha256(), _next(tar, _IMAGES)
-    while chunk := source.read(_CHUNK):
+    _next(tar, _IMAGES, room)
+    digest = hashlib.sha256()
+    for chunk in tar.content():
         digest.update(chunk)
         images.write(chunk)
     if digest.hexdigest() != manifest.images:
         raise ArchiveError(f"{_IMAGES} is not what its digest says; export it again")
-    if (more := tar.next()) is not None:
+    if (more := tar.next()) is not None:  # so that the checksum of the whole is read too, which comes last
         raise ArchiveError(f"{more.name} has no business in it; export it again")
     return manifest, files
 
 
-def _next(tar: tarfile.TarFile, name: str, most: int | None = None) -> IO[bytes]:
+def _next(tar: Ustar, name: str, most: int) -> None:
+    """Go to the entry of that name, which has to be the next one."""
     member = tar.next()
     if member is None or member.name != name or not member.isreg():
         found = "its end" if member is None else member.name
         raise ArchiveError(f"{name} was to come, and {found} did; this is no archive of stacks, or of another version")
-    if most is not None and member.size > most:
+    if member.size > most:
         raise ArchiveError(f"{name} has {member.size} bytes, more than {most}")
-    content = tar.extractfile(member)
-    if content is None:
-        raise ArchiveError(f"{name} has no content")
-    return content

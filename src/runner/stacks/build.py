@@ -17,7 +17,11 @@ from runner.stacks.file import FILE, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import BuildError, Image, Images, Say
 from runner.stacks.revisions import Inputs
 
-_FROM = re.compile(rb"^\s*FROM\s+(?:--\S+\s+)*([^\s$]+)", re.IGNORECASE | re.MULTILINE)
+_FROM = re.compile(
+    rb"^\s*(?:FROM\s+(?:--\S+\s+)*|(?:COPY|ADD)\s+(?:--\S+\s+)*?--from=)([^\s$]+)(?!\S)", re.IGNORECASE | re.MULTILINE
+)
+_OURS = ("runner-base/", "runner/")
+"""How images are called that are made here; in a registry, anybody could have that name."""
 _REVISION_LENGTH = 12
 
 
@@ -74,6 +78,9 @@ async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom, ima
     for base in {base.decode(errors="replace") for base in _FROM.findall(dockerfile)} - {"scratch"}:
         if image := await images.inspect(base):  # the name of an earlier stage is no image
             bases[base] = image.id
+        elif base.startswith(_OURS):
+            # The engine would ask the public registry for it.
+            raise BuildError(f"{folder}/Dockerfile: {base} is not here; run make stacks, or build that stack first")
     return Inputs(
         context=digest.hexdigest(),
         dockerfile=hashlib.sha256(dockerfile).hexdigest(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from runner.errors import ConfigError, DeferredError, RejectedError
-from runner.job import SecretRef, Stack, StackRef
+from runner.job import SecretRef, Stack, StackRef, is_revision
 from runner.stacks import names
 from runner.stacks.file import FILE, LogFlood, Sockets, StackFile, is_stack_name, read_stack_file
 from runner.stacks.images import Image
@@ -233,7 +233,8 @@ class Catalog:
 
 def own_revision(image: Image) -> str:
     """The revision that an image says that it is; one that was not built by us has its own id for it."""
-    return image.labels.get(names.REVISION) or image.id.removeprefix("sha256:")[:12]
+    told = image.labels.get(names.REVISION, "")
+    return told if is_revision(told) else image.id.removeprefix("sha256:")[:12]
 
 
 def _is_open(before: Record | None, now: Record | None) -> bool:

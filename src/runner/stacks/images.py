@@ -118,6 +118,11 @@ class Images:
                 raise EngineError(f"the engine refused to remove {name}: {error.message}") from error
         return True
 
+    async def remove_nameless(self, image: str) -> bool:
+        """Remove an image by its id unless it has a name, which it may share; false when a container has it."""
+        found = await self.inspect(image)
+        return found is None or bool(found.tags) or await self.remove(image)
+
     async def tag(self, image: str, repository: str, tag: str) -> None:
         """Give the image a name, which another image loses."""
         try:

@@ -39,6 +39,9 @@ class PrunedImages(Protocol):
     async def remove(self, name: str) -> bool:
         """Take a name from its image, and remove the image with its last one; false when a container has it."""
 
+    async def remove_nameless(self, image: str) -> bool:
+        """Remove an image by its id unless it has a name; false when a container has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
@@ -135,7 +138,7 @@ class Pruning:
     async def _free(self, revision: Revision) -> bool:
         """Whether nobody needs the revision."""
         stack, name = revision.stack, revision.revision
-        if revision.in_test or time.time() - self.ledger.used(stack, name) < self.guard.total_seconds():
+        if revision.in_test or time.time() - self._needed(revision) < self.guard.total_seconds():
             return False
         pointer = self.ledger.pointer(stack)
         if pointer is not None and name in (pointer.current, pointer.previous):
@@ -152,22 +155,34 @@ class Pruning:
         stack, record = revision.stack, revision.record
         if record is None:
             return False
-        with self.ledger.lock():
-            self.ledger.write(stack, record.model_copy(update={"state": State.RETIRED}))
-            if not await self._free(revision) or not await self._delete(revision):
+        retired = record.model_copy(update={"state": State.RETIRED})
+        async with self.ledger.lock():
+            if self.ledger.record(stack, revision.revision) != record:
+                return False
+            self.ledger.write(stack, retired)
+            if not await self._free(revision):
                 self.ledger.write(stack, record)
                 return False
-            self.ledger.forget(stack, revision.revision)
-        return True
+        gone = await self._delete(revision)  # not under the lock: it may take minutes
+        async with self.ledger.lock():
+            if self.ledger.record(stack, revision.revision) != retired:
+                return False  # somebody has made it again
+            if gone:
+                self.ledger.forget(stack, revision.revision)
+            else:
+                self.ledger.write(stack, record)
+        return gone
 
     async def _delete(self, revision: Revision) -> bool:
         tag = names.tagged(revision.stack, revision.revision)
         gone = await self.images.remove(tag) if revision.tagged else True
-        left = await self.images.inspect(revision.image)
-        if gone and left is not None and not left.tags:
-            # It never had a name, such as where an import was broken off, or lost it to somebody's hand.
-            gone = await self.images.remove(revision.image)
-        return gone
+        # It may never have had a name, as where an import was broken off, or have lost it to somebody's hand.
+        return gone and await self.images.remove_nameless(revision.image)
+
+    def _needed(self, revision: Revision) -> float:
+        """When the revision was last made or given to a job; what is of no use was made for nobody."""
+        built = None if revision.broken_off else revision.record
+        return _last_used(self.ledger, revision.stack, revision.revision, built)
 
 
 def _last_used(ledger: Ledger, stack: str, revision: str, record: Record | None) -> float:

@@ -9,11 +9,12 @@
 Every file is replaced as a whole, by a rename. Why it is so: docs/decisions/0007-one-pointer.md.
 """
 
+import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -133,12 +134,12 @@ class Ledger:
         """
         mark = self._folder / stack / _USED / revision
         with suppress(OSError):
+            self._make(mark.parent)
+            descriptor = self._open(mark)
             try:
-                os.utime(mark)
-            except FileNotFoundError:
-                self._make(mark.parent)
-                mark.touch()
-                self._give(mark)
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
 
     def used(self, stack: str, revision: str) -> float:
         """When a job was last given the revision (Unix time), 0 if never."""
@@ -151,16 +152,14 @@ class Ledger:
         """Forget when a job was last given the revision."""
         (self._folder / stack / _USED / revision).unlink(missing_ok=True)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while a pointer is read to be changed, or a revision removed; it is waited for."""
+    @asynccontextmanager
+    async def lock(self) -> AsyncIterator[None]:
+        """Held for a moment, while what is known is read to be changed; it is waited for."""
         with self._faults():
             self._make(self._folder)
-            path = self._folder / ".lock"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._give(path)
+            descriptor = self._open(self._folder / ".lock")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
@@ -187,11 +186,24 @@ class Ledger:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._give(folder)
 
-    def _give(self, path: Path) -> None:
+    def _open(self, path: Path) -> int:
+        """Open a file of ours, made if need be. The folder belongs to the daemon: root follows no link in it."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._give(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _give(self, path: Path | int) -> None:
         """What root makes here belongs to the daemon, which has to read and mark it."""
         if os.geteuid() == 0:
             owner = self._folder.parent.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+            if isinstance(path, int):
+                os.fchown(path, owner.st_uid, owner.st_gid)
+            else:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

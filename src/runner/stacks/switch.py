@@ -4,10 +4,12 @@ import logging
 from typing import Protocol
 
 from runner.errors import EngineError
+from runner.job import is_revision
 from runner.stacks import names
 from runner.stacks.catalog import own_revision
 from runner.stacks.images import Image
 from runner.stacks.revisions import Ledger, Pointer, RevisionError, State
+from runner.units import quoted
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Switch:
 
     async def use(self, stack: str, revision: str) -> Pointer:
         """Make the revision current, and what was current previous."""
-        with self._ledger.lock():
+        async with self._ledger.lock():
             await self.image(stack, revision)
             before = await self._settled(stack)
             if before is not None and before.current == revision:
@@ -48,7 +50,7 @@ class Switch:
 
     async def roll_back(self, stack: str) -> Pointer:
         """Make what was current before current again; a second time undoes the first."""
-        with self._ledger.lock():
+        async with self._ledger.lock():
             before = await self._settled(stack)
             if before is None or before.previous is None:
                 raise RevisionError(
@@ -59,6 +61,10 @@ class Switch:
 
     async def image(self, stack: str, revision: str) -> Image:
         """The image of a revision that may be used."""
+        if not is_revision(revision):
+            raise RevisionError(
+                f"{stack}: {quoted(revision)} is no revision; runner stacks list -a shows what there is"
+            )
         record = self._ledger.record(stack, revision)
         if record is not None and record.state is not State.READY:
             why = {
