@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -259,6 +260,70 @@ def test_a_long_header_is_not_read(tmp_path: Path) -> None:
     assert "extended headers that are too long" in refused(archive, tmp_path / "p")
 
 
+def pax(records: bytes, name: str = "x") -> bytes:
+    """A tar.gz of one file with this extended header."""
+    header, entry = tarfile.TarInfo("PaxHeader"), tarfile.TarInfo(name)
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    data = header.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+    return gzip.compress(data + entry.tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+
+
+def test_a_header_has_no_more_than_so_many_records(tmp_path: Path) -> None:
+    calls: list[None] = []
+    archive = pax(b"4 =\n" * (1 << 18))
+    with pytest.raises(RejectedError, match="more than 64 records"):
+        unpack(io.BytesIO(archive), tmp_path, most=MOST, go_on=lambda: calls.append(None))
+    assert 64 <= len(calls) < 200
+    assert unpacked(pax(b"4 =\n" * 63 + b"10 path=y\n"), tmp_path / "good") == {"y": ""}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"11 path=y\n",
+        b"8 path=y\n",
+        b"0 path=y\n",
+        b"-1 path=y\n",
+        b"3 =\n",
+        b"x",
+        b"9" * 18 + b" path=y\n",
+        b"\0" + b"4 =\n",
+    ],
+)
+def test_a_record_is_as_long_as_it_says(records: bytes, tmp_path: Path) -> None:
+    assert "is not a tar, or damaged" in refused(pax(records), tmp_path / "p")
+
+
+def padded_zip(more: bytes) -> bytes:
+    """A zip whose entry goes on after the end of what was deflated."""
+    whole = zip_of({"x": "abc" * 10})
+    listed = whole.index(b"PK\1\2")
+    archive = bytearray(whole[:listed] + more + whole[listed:])
+    at = archive.rindex(b"PK\1\2")
+    packed = int.from_bytes(archive[at + 20 : at + 24], "little") + len(more)
+    archive[at + 20 : at + 24] = packed.to_bytes(4, "little")
+    end = archive.rindex(b"PK\5\6")
+    archive[end + 16 : end + 20] = at.to_bytes(4, "little")
+    return bytes(archive)
+
+
+@pytest.mark.parametrize("more", [1, 1 << 18, 1 << 20])
+def test_nothing_follows_the_end_of_what_was_deflated(more: int, tmp_path: Path) -> None:
+    assert unpacked(padded_zip(b""), tmp_path / "good") == {"x": "abc" * 10}
+    assert 'entry "x" goes on after its end' in refused(padded_zip(bytes(more)), tmp_path / "p")
+
+
+def test_what_follows_is_not_held(tmp_path: Path) -> None:
+    archive = io.BytesIO(padded_zip(bytes(16 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(RejectedError):
+            unpack(archive, tmp_path, most=MOST, go_on=nothing)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_the_work_ends_when_nobody_wants_it(tmp_path: Path) -> None:
     class Enough(Exception):
         pass
@@ -276,10 +341,32 @@ NAMES = st.sampled_from(["a", "b", "a/b", "a/b/c", "..", "../x", "/x", "a/..", "
 KINDS = st.sampled_from([*tarfile.SUPPORTED_TYPES, b"S", b"x", b"?"])
 
 
+LENGTHS = st.integers(-2, 2)
+"""How far what is said of a length or a place is from what is true."""
+
+
+@st.composite
+def extensions(draw: st.DrawFn) -> bytes:
+    """An extended header, whose records are as long as they say, or nearly."""
+    records = b""
+    for _ in range(draw(st.integers(0, 70))):
+        key = draw(st.sampled_from(["path", "linkpath", "size", "", "GNU.sparse.x", "comment"]))
+        value = draw(st.one_of(NAMES, st.sampled_from(["0", "1", "513", "-1", "9" * 18, "9" * 19, "=", "\0"])))
+        record = f" {key}={value}\n".encode("utf-8", "surrogateescape")
+        length = len(record) + 1 + (len(record) > 8)
+        records += str(length + (draw(LENGTHS) if draw(st.integers(0, 9)) == 0 else 0)).encode() + record
+    header = tarfile.TarInfo("PaxHeader")
+    header.type = draw(st.sampled_from([tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE]))
+    header.size = len(records)
+    return header.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
 @st.composite
 def tars(draw: st.DrawFn) -> bytes:
     blocks = []
     for _ in range(draw(st.integers(1, 6))):
+        if draw(st.booleans()):
+            blocks.append(draw(extensions()))
         data = draw(st.binary(max_size=40))
         info, _ = tar_entry(
             draw(NAMES), data, type=draw(KINDS), linkname=draw(NAMES), mode=draw(st.integers(0, 0o7777))
@@ -300,7 +387,16 @@ def zips(draw: st.DrawFn) -> bytes:
             info = zipfile.ZipInfo(name)
             info.external_attr = draw(st.integers(0, 0xFFFF)) << 16
             archive.writestr(info, draw(st.binary(max_size=60)), draw(st.sampled_from([0, 8])))
-    return buffer.getvalue()
+    whole = bytearray(buffer.getvalue())
+    # What its list says: packed and unpacked length, of the name, the extra field and the comment, and the place.
+    for place, width in ((20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (42, 4)):
+        if draw(st.integers(0, 9)) == 0:
+            at = whole.index(b"PK\1\2") + place
+            said = int.from_bytes(whole[at : at + width], "little") + draw(
+                st.one_of(LENGTHS, st.sampled_from([512, 1 << 15, (1 << 31) - 1]))
+            )
+            whole[at : at + width] = (said % (1 << 8 * width)).to_bytes(width, "little")
+    return bytes(whole)
 
 
 @st.composite

@@ -22,7 +22,7 @@ def unpack(archive: BinaryIO, folder: Path, *, most: int, go_on: GoOn) -> Extent
     magic = archive.read(4)
     archive.seek(0)
     if magic.startswith(_MAGIC_GZIP):
-        TarReader(stream=Gunzip(archive, go_on), tree=tree).run()
+        TarReader(stream=Gunzip(archive, go_on), tree=tree, go_on=go_on).run()
     elif magic.startswith(_MAGIC_ZIP):
         ZipReader(file=archive, tree=tree).run()
     else:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runner.adapters.packages.tree import Tree, damage, refusal
+from runner.adapters.packages.tree import GoOn, Tree, damage, refusal
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 18
@@ -17,6 +17,10 @@ _IN_A_ROW_MAX = 8
 """Extended headers for one entry: the bounds on entries and bytes do not hold what belongs to none."""
 _END_MAX = 1 << 20
 """The most bytes that may follow the end: tar fills up its last record."""
+_RECORDS_MAX = 64
+"""The most records of one extended header: those that tar writes have a handful."""
+_DIGITS_MAX = 18
+"""More than the length of any file has."""
 _SPECIAL_BITS = 0o7000
 _DAMAGED = "is not a tar, or damaged"
 _DEVICES = {tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a FIFO"}
@@ -45,6 +49,7 @@ class TarReader:
 
     stream: Readable
     tree: Tree
+    go_on: GoOn
     _told: _Told = field(default_factory=_Told)
     _in_a_row: int = 0
     _extended: int = 0
@@ -53,7 +58,7 @@ class TarReader:
         """Read it to its end. Raises `RejectedError` for what is wrong with it."""
         while (header := self._header()) is not None:
             if header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE):
-                self._extend(_records(self._extension(header)), everywhere=header.type == tarfile.XGLTYPE)
+                self._extend(_records(self._extension(header), self.go_on), everywhere=header.type == tarfile.XGLTYPE)
             elif header.type == tarfile.GNUTYPE_LONGNAME:
                 self._told.name = _text(self._extension(header).rstrip(b"\0"))
             elif header.type == tarfile.GNUTYPE_LONGLINK:
@@ -133,22 +138,27 @@ class TarReader:
             raise damage("is cut off")
 
 
-def _records(data: bytes) -> dict[str, bytes]:
-    """The records `length key=value` of a pax header."""
+def _records(data: bytes, go_on: GoOn) -> dict[str, bytes]:
+    """The records `length key=value` of a pax header, where `length` counts itself, too."""
     records: dict[str, bytes] = {}
-    while data.strip(b"\0"):
-        digits, _, _ = data[:9].partition(b" ")
-        length = _number(digits)
-        record, data = data[len(digits) + 1 : length], data[length:]
-        key, equals, value = record.partition(b"=")
-        if not equals or not value.endswith(b"\n"):
+    count, start, end = 0, 0, len(data.rstrip(b"\0"))
+    while start < end:
+        go_on()
+        count += 1
+        if count > _RECORDS_MAX:
+            raise damage(f"has an extended header of more than {_RECORDS_MAX} records")
+        digits, _, _ = data[start : start + _DIGITS_MAX + 1].partition(b" ")
+        after = start + _number(digits)
+        key, equals, value = data[start + len(digits) + 1 : after].partition(b"=")
+        if after > end or not equals or not value.endswith(b"\n"):
             raise damage(_DAMAGED)
         records[_text(key)] = value[:-1]
+        start = after
     return records
 
 
 def _number(digits: bytes) -> int:
-    if not digits.isdigit() or len(digits) > 18:  # noqa: PLR2004 - more than any file has
+    if not digits.isdigit() or len(digits) > _DIGITS_MAX:
         raise damage(_DAMAGED)
     return int(digits)
 

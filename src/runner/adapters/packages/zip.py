@@ -22,6 +22,7 @@ _UNIX = 3
 _ELSEWHERE = 0xFFFFFFFF
 """What ZIP64 writes in place of a number that it has written elsewhere."""
 _DAMAGED = "is not a zip, or damaged"
+_LONGER = "goes on after its end; pack it again"
 _ZIP64 = "is a ZIP64 file; write a plain zip, or a tar.gz"
 
 
@@ -148,9 +149,14 @@ def _inflated(raw: Iterator[bytes], name: str) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for chunk in raw:
+            # zlib would keep all that follows, in one piece that is copied for each chunk.
+            if inflater.eof:
+                raise refusal(name, _LONGER)
             yield inflater.decompress(chunk, _CHUNK)
             while inflater.unconsumed_tail:
                 yield inflater.decompress(inflater.unconsumed_tail, _CHUNK)
+            if inflater.unused_data:
+                raise refusal(name, _LONGER)
         while tail := inflater.decompress(b"", _CHUNK):
             yield tail
     except zlib.error as error:
