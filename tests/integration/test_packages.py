@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,16 +12,21 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import RequestInfo, web
+from multidict import CIMultiDict, CIMultiDictProxy
 from tests.archives import tar_of
 from tests.fakes import ROUTE, make_job, until
 from tests.integration.package_server import PackageServer, make_certificate, package_server
+from yarl import URL
 
-from runner.adapters.packages import addresses
+from runner.adapters.packages import addresses, fetch, store, threads
+from runner.adapters.packages.archive import unpack
 from runner.adapters.packages.fetch import Patience
 from runner.adapters.packages.observer import Arrival
 from runner.adapters.packages.store import PackageStore, open_packages
+from runner.adapters.packages.tree import Extent
 from runner.errors import DeferredError, RejectedError
 from runner.job import InlineCode, Job, LinkedCode, Priority, Route
 from runner.ports import Unpacked
@@ -82,7 +88,8 @@ def opened(tmp_path: Path) -> Open:
     @asynccontextmanager
     async def open_house(*sources: str, claims: tuple[str, ...] = (), **more: Any) -> AsyncIterator[House]:
         counts, folder = Counts(), tmp_path / "code"
-        settings = {"private": (), "max_bytes": 1 << 20, "cache_bytes": 1 << 20, "patience": SHORT, **more}
+        settings: dict[str, Any] = {"private": (), "max_bytes": 1 << 20, "cache_bytes": 1 << 20, "reserve": 0}
+        settings |= {"patience": SHORT, **more}
         allowed = tuple(parse_source(source) for source in sources)
         async with open_packages(folder=folder, sources=allowed, observer=counts, **settings) as store:
             await store.load(claims)
@@ -251,6 +258,46 @@ async def test_what_a_server_refuses_for_good_is_rejected(
         assert server.asked[f"/ok/{status}"] == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiohttp.ClientResponseError(
+            RequestInfo(URL("http://x/?token=secret"), "GET", CIMultiDictProxy(CIMultiDict()), URL("http://x/")),
+            (),
+            status=400,
+            message="no HTTP",
+        ),
+        aiohttp.ConnectionTimeoutError("Connection timeout to host http://x/?token=secret"),
+        aiohttp.InvalidURL("http://x/?token=secret"),
+    ],
+    ids=["response", "timeout", "url"],
+)
+async def test_no_error_shows_the_query(
+    opened: Open, server: PackageServer, monkeypatch: pytest.MonkeyPatch, error: aiohttp.ClientError
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", fail)
+    async with opened(f"{server.url}/ok/") as house:
+        reason = await passed_on(house.store.hold("c1", linked(f"{server.url}/ok/app.tgz?token=secret")))
+        assert reason.startswith(f"the code at {server.url}/ok/app.tgz cannot be fetched: ")
+        assert "secret" not in reason
+
+
+async def test_a_name_server_that_hangs_has_no_more_time_than_a_server(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("aiohttp.resolver.ThreadedResolver.resolve", hang)
+    patience = Patience(connect=timedelta(milliseconds=100), pauses=())
+    async with opened("https://ok.example/", patience=patience) as house, asyncio.timeout(10):
+        reason = await passed_on(house.store.hold("c1", linked("https://ok.example/app.tgz?token=secret")))
+        assert reason.endswith("cannot be fetched: its server did not answer in time")
+
+
 @pytest.mark.parametrize("path", ["500", "503", "429", "cut", "stuck"])
 async def test_what_may_go_better_next_time_is_tried_again_and_passed_on(
     opened: Open, server: PackageServer, path: str
@@ -358,6 +405,9 @@ def names(monkeypatch: pytest.MonkeyPatch, *found: str) -> None:
         ["::ffff:10.0.0.1"],
         ["64:ff9b::a00:1"],
         ["2002:a00:1::"],
+        ["::a00:1"],
+        ["fec0::1"],
+        ["64:ff9b:1::a00:1"],
     ],
 )
 async def test_a_name_that_leads_inside_is_not_followed(
@@ -449,8 +499,8 @@ async def test_a_folder_that_is_not_mounted_here_may_be_elsewhere(opened: Open, 
 
 
 def sized(name: str) -> bytes:
-    """A package of 204 KiB on disk, so that five of them fit."""
-    return tar_of({name: os.urandom(200 << 10)})
+    """A package of 204 KiB on disk, 20 of them beside its tree, so that five of them fit."""
+    return tar_of({name: os.urandom(180 << 10)})
 
 
 async def test_what_was_used_least_lately_goes_first_and_nothing_that_is_in_use(opened: Open) -> None:
@@ -514,3 +564,77 @@ async def test_a_full_disk_is_no_fault_of_the_job(opened: Open, monkeypatch: pyt
     async with opened() as house:
         reason = await passed_on(house.store.hold("c1", inline(ARCHIVE)))
         assert reason == "this worker cannot keep the job's code: No space left on device"
+
+
+@pytest.mark.parametrize("source", ["message", "server", "folder"])
+async def test_what_the_disk_keeps_free_stays_free(
+    opened: Open, server: PackageServer, shelf: Path, source: str
+) -> None:
+    jobs = {
+        "message": inline(ARCHIVE),
+        "server": linked(f"{server.url}/ok/app.tgz"),
+        "folder": linked(f"file://{shelf}/deep/app.tgz"),
+    }
+    async with opened(f"{server.url}/ok/", f"file://{shelf}/", reserve=1 << 50) as house:
+        reason = await passed_on(house.store.hold("c1", jobs[source]))
+        assert reason == "the job's code would leave less than 1024 TiB of this worker's disk free (capacity.disk_free)"
+        await until(lambda: not house.work)
+
+
+async def test_only_so_many_are_fetched_at_once(
+    opened: Open, server: PackageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_FLIGHTS_EACH", 2)
+    server.open.clear()
+    async with opened(f"{server.url}/ok/", patience=Patience()) as house, asyncio.TaskGroup() as tasks:
+        urls = [f"/ok/app.tgz?{number}" for number in range(4)]
+        for url in urls:
+            tasks.create_task(house.store.hold(url[-1], linked(f"{server.url}{url}")))
+        await until(lambda: server.asked["/ok/app.tgz"] == 2)
+        tasks.create_task(house.store.hold("other", linked(f"{server.url}/ok/app.tgz", tenant="other")))
+        await until(lambda: server.asked["/ok/app.tgz"] == 3)
+        assert len(house.work) == 3
+        await house.store.hold("message", inline(tar_of({"x": ""})))
+        server.open.set()
+    assert server.asked["/ok/app.tgz"] == 5
+
+
+async def test_the_time_to_unpack_begins_when_it_does(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, began, free = [0.0], [], threading.Event()
+
+    def slow(*arguments: Any, **more: Any) -> Extent:
+        began.append(arguments)
+        free.wait(20)
+        return unpack(*arguments, **more)
+
+    monkeypatch.setattr("runner.adapters.packages.store.unpack", slow)
+    monkeypatch.setattr("runner.adapters.packages.store.time.monotonic", lambda: clock[0])
+    async with opened() as house:
+        holds = [asyncio.create_task(house.store.hold(name, inline(sized(name)))) for name in "abcd"]
+        await until(lambda: len(began) == 2)
+        other = asyncio.create_task(house.store.hold("e", inline(ARCHIVE, tenant="other")))
+        await until(lambda: len(began) == 3)
+        clock[0] = 121.0
+        free.set()
+        told = await asyncio.gather(*holds, other, return_exceptions=True)
+    assert [str(late) for late in (*told[:2], told[4])] == [
+        "code: it takes longer than 2m to unpack; send less of it"
+    ] * 3
+    assert [type(waited) for waited in told[2:4]] == [Unpacked] * 2
+
+
+async def test_a_folder_that_hangs_does_not_hold_up_the_others(
+    opened: Open, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(fetch, "copy", lambda *_: answers.wait(20))
+    monkeypatch.setattr(threads, "_PARTING", timedelta(milliseconds=10))
+    patience = Patience(total=timedelta(milliseconds=200))
+    async with asyncio.timeout(10):
+        async with opened(f"file://{shelf}/", patience=patience) as house:
+            urls = [f"file://{shelf}/{number}" for number in range(4)]
+            told = await asyncio.gather(*(passed_on(house.store.hold(url[-1], linked(url))) for url in urls))
+            assert told == [f"the code at {url} was not here within 0.2s" for url in urls]
+            assert (await house.store.hold("c1", inline(ARCHIVE))).folder.exists()
+    answers.set()
+    await until(lambda: not any(thread.name == "packages" for thread in threading.enumerate()))

@@ -19,5 +19,6 @@ def open_packages_of(
         private=settings.network.private,
         max_bytes=settings.code.max_bytes,
         cache_bytes=settings.code.cache_bytes,
+        reserve=settings.capacity.disk_free,
         observer=observer,
     )

@@ -10,6 +10,9 @@ from aiohttp.resolver import ThreadedResolver
 from runner.errors import RejectedError
 
 _NAT64 = IPv6Network("64:ff9b::/96")
+_INSIDE = (IPv6Network("::/96"), IPv6Network("fec0::/10"), IPv6Network("64:ff9b:1::/48"))
+"""Ranges that `ipaddress` takes for public: IPv4-compatible and site-local addresses (RFC 4291), and a site's own NAT64
+(RFC 8215)."""
 
 
 class CheckedResolver(AbstractResolver):
@@ -53,7 +56,7 @@ def is_address(host: str) -> bool:
 def is_reachable(address: str, private: Collection[IPv4Network]) -> bool:
     """Whether a name may lead there: a public address, or a private one in one of the ranges."""
     ip = _behind(ip_address(address))
-    if ip.is_global and not ip.is_multicast:
+    if ip.is_global and not ip.is_multicast and not any(ip in range_ for range_ in _INSIDE):
         return True
     special = ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
     return not special and any(ip in range_ for range_ in private)

@@ -14,14 +14,20 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from runner.adapters.packages.tree import Extent
 
 _TREE, _HOLDS, _SIZE, _WORK, _BOOT = "tree", "holds", "size", ".work", ".boot"
+_OVERHEAD = 5 * 4096
+"""The bytes that a package takes beside its tree: three folders, its size, and a hold."""
+_PACKAGES_MAX = 10_000
+"""The most packages that are kept for later: each of them costs inodes and time at the start, however small it is."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -41,18 +47,24 @@ class Package:
 
 
 class Cache:
-    """The packages of all tenants; none of them ever sees another's. `most` bounds the bytes of those not in use."""
+    """The packages of all tenants; none of them ever sees another's.
+
+    What nobody uses is thrown out when all of them take more than `most` bytes: first that of tenants who have more
+    than an equal share of it.
+    """
 
     def __init__(self, folder: Path, *, most: int) -> None:
         self._folder = folder
         self._most = most
         self._packages: dict[tuple[str, str], Package] = {}
         self._held: dict[str, Package] = {}
+        self._sizes: Counter[str] = Counter()
+        self._aside: list[Path] = []
 
     @property
     def size(self) -> int:
         """The bytes that all packages take."""
-        return sum(package.extent.size for package in self._packages.values())
+        return self._sizes.total()
 
     def load(self, claims: Collection[str]) -> None:
         """Take over what an earlier life left, with the holds of these claims alone. Raises `OSError`."""
@@ -71,7 +83,7 @@ class Cache:
                 self._take_over(tenant.name, folder, claims)
 
     def work_folder(self) -> Path:
-        """A new folder to make a package in; `add` takes it, or `work_folders` shows it to whoever clears up."""
+        """A new folder to make a package in; `add` takes it, or whoever asked for it removes it."""
         folder = Path(tempfile.mkdtemp(dir=self._folder / _WORK))
         for name in (_TREE, _HOLDS):
             (folder / name).mkdir()
@@ -95,9 +107,10 @@ class Cache:
         (folder / _SIZE).write_text(f"{extent.size} {extent.entries}")
         place = self._folder / tenant / digest
         place.parent.mkdir(mode=0o700, exist_ok=True)
+        if place.exists():  # nothing that we know
+            self._aside.append(self._put_aside(place))
         folder.rename(place)
-        package = self._packages[tenant, digest] = Package(folder=place, extent=extent, used=time.time())
-        return package
+        return self._know(tenant, Package(folder=place, extent=extent, used=time.time()))
 
     def hold(self, package: Package, claim: str) -> None:
         """Keep the package for a claim, in our next life, too. Raises `OSError`."""
@@ -116,14 +129,35 @@ class Cache:
 
     def evict(self) -> Iterator[Path]:
         """Throw out what nobody uses until the rest fits; the folders are left to be removed. Raises `OSError`."""
-        idle = {key: package for key, package in self._packages.items() if not package.holders}
-        for key, package in sorted(idle.items(), key=lambda item: item[1].used):
-            if self.size <= self._most:
+        while self._aside:
+            yield self._aside.pop()
+        while self.size > self._most or len(self._packages) > _PACKAGES_MAX:
+            idle = [key for key, package in self._packages.items() if not package.holders]
+            if not idle:
                 return
-            del self._packages[key]
-            place = Path(tempfile.mkdtemp(dir=self._folder / _WORK)) / "evicted"
-            package.folder.rename(place)
-            yield place.parent
+            tenant, digest = min(idle, key=self._worth)
+            package = self._packages[tenant, digest]
+            folder = self._put_aside(package.folder)
+            # Only now: a package that is there and that we do not know would be in the way of the next one.
+            del self._packages[tenant, digest]
+            self._sizes[tenant] -= package.extent.size + _OVERHEAD
+            self._sizes += Counter()  # forgets tenants without a package
+            yield folder
+
+    def _worth(self, key: tuple[str, str]) -> tuple[bool, float]:
+        """What is least goes first."""
+        return self._sizes[key[0]] <= self._most / len(self._sizes), self._packages[key].used
+
+    def _put_aside(self, folder: Path) -> Path:
+        """Where the folder is now, to be removed. By one rename, which a full disk allows, too."""
+        place = self._folder / _WORK / f"evicted-{uuid4().hex}"
+        folder.rename(place)
+        return place
+
+    def _know(self, tenant: str, package: Package) -> Package:
+        self._packages[tenant, package.folder.name] = package
+        self._sizes[tenant] += package.extent.size + _OVERHEAD
+        return package
 
     def _tenants(self) -> list[Path]:
         return [path for path in self._folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -136,8 +170,7 @@ class Cache:
             _remove(folder)  # nothing that we made
             return
         extent = Extent(size=size, entries=entries)
-        package = Package(folder=folder, extent=extent, used=folder.stat().st_mtime)
-        self._packages[tenant, folder.name] = package
+        package = self._know(tenant, Package(folder=folder, extent=extent, used=folder.stat().st_mtime))
         for hold in holds:
             if hold.name in claims:
                 package.holders.add(hold.name)

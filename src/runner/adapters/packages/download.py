@@ -1,6 +1,7 @@
 """The file that a package's archive is put into: never longer than allowed, and in the end what was promised."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,10 +14,12 @@ from runner.units import format_size
 class Download:
     """Takes an archive piece by piece. A context manager; `finish` has the last word."""
 
-    def __init__(self, path: Path, *, source: Source, sha256: str, most: int) -> None:
+    def __init__(self, path: Path, *, source: Source, sha256: str, most: int, check_room: Callable[[], None]) -> None:
+        """`check_room` is called before each piece is written, and raises what is to end it."""
         self._source = source
         self._sha256 = sha256
         self._most = most
+        self._check_room = check_room
         self._file = path.open("wb")
         self._digest = hashlib.sha256()
         self._size = 0
@@ -36,9 +39,13 @@ class Download:
             raise RejectedError(f"code.url: {self._source} has more than {most}, the most here (code.max_bytes)")
 
     def write(self, data: bytes) -> None:
-        """Take the next piece. Raises `RejectedError` when there are too many, `OSError` when the disk fails us."""
+        """Take the next piece.
+
+        Raises `RejectedError` when there are too many, what `check_room` raises, `OSError` when the disk fails us.
+        """
         self._size += len(data)
         self.expect(self._size)
+        self._check_room()
         self._digest.update(data)
         self._file.write(data)
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -18,6 +19,7 @@ from runner import __version__
 from runner.adapters.packages.addresses import CheckedResolver
 from runner.adapters.packages.download import Download
 from runner.adapters.packages.local import copy
+from runner.adapters.packages.room import Room
 from runner.adapters.packages.threads import Threads
 from runner.errors import DeferredError, RejectedError
 from runner.sources import Source, is_allowed, parse_source
@@ -46,44 +48,53 @@ class _Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
-    """Fetches from `folders` alone. `private` has the private ranges that names may lead to, `most` bounds a file."""
+    """Fetches from `folders` alone. `private` has the private ranges that names may lead to, `most` bounds a file.
+
+    `copies` read what lies in folders of this machine, which may be a server's that hangs; `files` are threads for our
+    own disk.
+    """
 
     folders: tuple[Source, ...]
     private: Collection[IPv4Network]
     most: int
-    threads: Threads
+    room: Room
+    copies: Threads
+    files: Executor
     patience: Patience = Patience()
 
     async def fetch(self, url: str, sha256: str, path: Path) -> None:
         """Put the archive at `url` into a file.
 
         Raises `RejectedError` when it cannot be had, is too long, or is not the one that was promised; `DeferredError`
-        when its server does not answer; `OSError` when our disk fails us.
+        when its server does not answer, or our disk has no room for it; `OSError` when our disk fails us.
         """
         source = parse_source(url)
         self._check(source, f"{source} is")
-        if source.scheme == "file":
-            with Download(path, source=source, sha256=sha256, most=self.most) as download:
-                await self.threads.run(partial(copy, source, self.folders, download))
-                download.finish()
-            return
+        download = partial(Download, path, source=source, sha256=sha256, most=self.most, check_room=self.room.check)
+        way = self._copy if source.scheme == "file" else self._persist
         try:
             async with asyncio.timeout(self.patience.total.total_seconds()):
-                await self._persist(source, sha256, path)
+                await way(source, download)
         except TimeoutError:
             limit = format_duration(self.patience.total)
             raise DeferredError(f"the code at {source} was not here within {limit}") from None
 
-    async def _persist(self, source: Source, sha256: str, path: Path) -> None:
+    async def _copy(self, source: Source, begin: Callable[[], Download]) -> None:
+        folder = next(folder for folder in self.folders if folder.holds(source))
+        with begin() as download:
+            await self.copies.run(partial(copy, source, folder, download), owner=str(folder))
+            download.finish()
+
+    async def _persist(self, source: Source, begin: Callable[[], Download]) -> None:
         for pause in (*self.patience.pauses, None):
             try:
-                with Download(path, source=source, sha256=sha256, most=self.most) as download:
+                with begin() as download:
                     await self._get(source, download)
                     download.finish()
             except (_Unavailable, aiohttp.ClientError) as error:
                 if pause is None:
-                    told = str(error) or type(error).__name__
-                    raise DeferredError(f"the code at {source} cannot be fetched: {told}") from error
+                    # What aiohttp raised has the url with its query, and is not to be shown by any traceback.
+                    raise DeferredError(f"the code at {source} cannot be fetched: {_told(error)}") from None
                 await asyncio.sleep(pause.total_seconds())
             else:
                 return
@@ -91,7 +102,7 @@ class Fetcher:
     async def _get(self, source: Source, download: Download) -> None:
         """Ask for it, and follow where we are sent, as long as that is allowed."""
         # Read anew each time: who is trusted changes while the daemon runs.
-        trusted = await asyncio.to_thread(ssl.create_default_context)
+        trusted = await asyncio.get_running_loop().run_in_executor(self.files, ssl.create_default_context)
         async with self._session(trusted) as session:
             for _ in range(_HOPS_MAX + 1):
                 async with session.get(_address(source), allow_redirects=False) as response:
@@ -108,7 +119,9 @@ class Fetcher:
             connector=aiohttp.TCPConnector(resolver=CheckedResolver(self.private), use_dns_cache=False, ssl=trusted),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=patience.connect.total_seconds(), sock_read=patience.silence.total_seconds()
+                total=None,
+                connect=patience.connect.total_seconds(),  # with the look-up of its name
+                sock_read=patience.silence.total_seconds(),
             ),
             # The checksum is that of the archive as it lies there.
             headers={"Accept-Encoding": "identity", "User-Agent": f"runner/{__version__}"},
@@ -118,7 +131,7 @@ class Fetcher:
     async def _receive(self, response: aiohttp.ClientResponse, download: Download) -> None:
         download.expect(response.content_length)
         async for chunk in response.content.iter_chunked(_CHUNK):
-            await asyncio.to_thread(download.write, chunk)
+            await asyncio.get_running_loop().run_in_executor(self.files, download.write, chunk)
 
     def _sent_on(self, source: Source, location: str) -> Source:
         try:
@@ -145,6 +158,16 @@ def _address(source: Source) -> URL:
         query_string=source.query,
         encoded=True,
     )
+
+
+def _told(error: _Unavailable | aiohttp.ClientError) -> str:
+    """What went wrong, without what aiohttp says of the url: its query may be a secret."""
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return "its server did not answer in time"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.message or type(error).__name__
+    shown = (_Unavailable, aiohttp.ClientOSError, aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError)
+    return (isinstance(error, shown) and str(error)) or type(error).__name__
 
 
 def _check_status(source: Source, status: int) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -16,12 +15,11 @@ _CHUNK = 1 << 18
 _BENEATH = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def copy(source: Source, folders: Collection[Source], download: Download, go_on: GoOn) -> None:
+def copy(source: Source, folder: Source, download: Download, go_on: GoOn) -> None:
     """Take a file that lies beneath one of the allowed folders.
 
     Raises `RejectedError` when it cannot be had, `DeferredError` when the folder itself is not there.
     """
-    folder = next(folder for folder in folders if folder.holds(source))
     with _open(source, Path(folder.plain_path), source.plain_path.removeprefix(folder.plain_path)) as file:
         download.expect(os.fstat(file.fileno()).st_size)
         while chunk := file.read(_CHUNK):

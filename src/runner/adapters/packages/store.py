@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Collection, Coroutine
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,8 +20,10 @@ from runner.adapters.packages.archive import unpack
 from runner.adapters.packages.cache import Cache, Package
 from runner.adapters.packages.fetch import Fetcher, Patience
 from runner.adapters.packages.observer import Arrival, PackageObserver
+from runner.adapters.packages.room import Room
 from runner.adapters.packages.threads import Threads
 from runner.adapters.packages.tree import Extent, GoOn
+from runner.adapters.packages.turns import Turns
 from runner.errors import DeferredError, RejectedError
 from runner.job import InlineCode, Job, LinkedCode
 from runner.ports import Unpacked
@@ -29,6 +33,9 @@ from runner.units import format_duration
 log = logging.getLogger(__name__)
 
 _UNPACK_MOST = timedelta(minutes=2)
+_FLIGHTS, _FLIGHTS_EACH = 8, 4
+"""So many packages are fetched at once, and so many of one tenant: each may take `max_bytes` twice while it comes."""
+_FILE_THREADS = 4
 
 Code = InlineCode | LinkedCode
 
@@ -45,11 +52,14 @@ class PackageStore:
     """Implements `runner.ports.Packages`. Make one with `open_packages`."""
 
     def __init__(
-        self, *, cache: Cache, fetcher: Fetcher, threads: Threads, most: int, observer: PackageObserver
+        self, *, cache: Cache, fetcher: Fetcher, files: Executor, room: Room, most: int, observer: PackageObserver
     ) -> None:
         self._cache = cache
         self._fetcher = fetcher
-        self._threads = threads
+        self._files = files
+        self._room = room
+        self._threads = Threads()
+        self._turns = Turns(most=_FLIGHTS, each=_FLIGHTS_EACH)
         self._most = most
         self._observer = observer
         self._flights: dict[tuple[str, Code], _Flight] = {}
@@ -115,7 +125,9 @@ class PackageStore:
         """Make a package, and keep it for all who wait before anything can throw it out."""
         flight = self._flights[tenant, code]
         try:
-            package = await self._make(tenant, code)
+            # What came in the message takes no disk until it is unpacked, and need not wait for any server.
+            async with nullcontext() if isinstance(code, InlineCode) else self._turns.turn(tenant):
+                package = await self._make(tenant, code)
             for claim in flight.claims:
                 self._cache.hold(package, claim)
         finally:
@@ -131,7 +143,7 @@ class PackageStore:
         began = asyncio.get_running_loop().time()
         folder = self._cache.work_folder()
         try:
-            extent = await self._unpack(await self._archive(code, folder), folder)
+            extent = await self._unpack(tenant, await self._archive(code, folder), folder)
             package = self._cache.add(folder, tenant, _digest(code), extent)
         finally:
             if folder.exists():
@@ -149,13 +161,9 @@ class PackageStore:
         await self._fetcher.fetch(code.url, code.sha256, path)
         return path
 
-    async def _unpack(self, archive: Path | bytes, folder: Path) -> Extent:
-        try:
-            async with asyncio.timeout(_UNPACK_MOST.total_seconds()):
-                return await self._threads.run(partial(_unpack, archive, self._cache.tree_of(folder), self._most))
-        except TimeoutError:
-            limit = format_duration(_UNPACK_MOST)
-            raise RejectedError(f"code: it takes longer than {limit} to unpack; send less of it") from None
+    async def _unpack(self, tenant: str, archive: Path | bytes, folder: Path) -> Extent:
+        work = partial(_unpack, archive, self._cache.tree_of(folder), self._most, self._room)
+        return await self._threads.run(work, owner=tenant)
 
     def _tidy(self) -> None:
         """Throw out what is too much, beside everything else."""
@@ -169,7 +177,7 @@ class PackageStore:
 
     async def _remove(self, folder: Path) -> None:
         try:
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await asyncio.get_running_loop().run_in_executor(self._files, shutil.rmtree, folder)
         except OSError as error:
             self._observer.cleanup_failed()
             log.warning("a package could not be removed", extra={"path": str(folder), "problem": str(error)})
@@ -186,11 +194,21 @@ def _digest(code: Code) -> str:
     return hashlib.sha256(code.archive).hexdigest() if isinstance(code, InlineCode) else code.sha256
 
 
-def _unpack(archive: Path | bytes, tree: Path, most: int, go_on: GoOn) -> Extent:
+def _unpack(archive: Path | bytes, tree: Path, most: int, room: Room, go_on: GoOn) -> Extent:
+    # Begins with the work, in its thread: whoever has to wait for one is not to blame for that.
+    end = time.monotonic() + _UNPACK_MOST.total_seconds()
+
+    def check() -> None:
+        go_on()
+        room.check()
+        if time.monotonic() > end:
+            limit = format_duration(_UNPACK_MOST)
+            raise RejectedError(f"code: it takes longer than {limit} to unpack; send less of it")
+
     if isinstance(archive, bytes):
-        return unpack(BytesIO(archive), tree, most=most, go_on=go_on)
+        return unpack(BytesIO(archive), tree, most=most, go_on=check)
     with archive.open("rb") as file:
-        extent = unpack(file, tree, most=most, go_on=go_on)
+        extent = unpack(file, tree, most=most, go_on=check)
     archive.unlink()
     return extent
 
@@ -203,19 +221,29 @@ async def open_packages(
     private: Collection[IPv4Network],
     max_bytes: int,
     cache_bytes: int,
+    reserve: int,
     observer: PackageObserver,
     patience: Patience | None = None,
 ) -> AsyncIterator[PackageStore]:
-    """The packages in a folder of the state folder, fetched from `sources`. `load` has to come first."""
-    threads = Threads()
+    """The packages in a folder of the state folder, fetched from `sources`. `load` has to come first.
+
+    `reserve` has the bytes of the disk that are left free.
+    """
+    files = ThreadPoolExecutor(_FILE_THREADS, thread_name_prefix="package-files")
+    room = Room(folder=folder, reserve=reserve)
     fetcher = Fetcher(
-        folders=sources, private=private, most=max_bytes, threads=threads, patience=patience or Patience()
+        folders=sources,
+        private=private,
+        most=max_bytes,
+        room=room,
+        copies=Threads(),
+        files=files,
+        patience=patience or Patience(),
     )
-    store = PackageStore(
-        cache=Cache(folder, most=cache_bytes), fetcher=fetcher, threads=threads, most=max_bytes, observer=observer
-    )
+    cache = Cache(folder, most=cache_bytes)
+    store = PackageStore(cache=cache, fetcher=fetcher, files=files, room=room, most=max_bytes, observer=observer)
     try:
         yield store
     finally:
         await store.close()
-        threads.close()
+        files.shutdown(wait=False)

@@ -3,15 +3,22 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from runner.adapters.packages.tree import GoOn
+from runner.adapters.packages.turns import Turns
 
 T = TypeVar("T")
 
 _THREADS = 4
-"""So many packages are copied or unpacked at once; the others wait."""
+"""So much work is done at once; the other waits."""
+_EACH = 2
+"""And so much of one owner."""
+_PARTING = timedelta(seconds=3)
+"""How long work that was called off is waited for: a file server that hangs keeps it for ever."""
 
 
 class _CalledOff(Exception):
@@ -19,27 +26,47 @@ class _CalledOff(Exception):
 
 
 class Threads:
-    """A few threads of our own, so that nobody else waits for packages."""
+    """A few threads of our own, so that nobody else waits for packages.
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="packages")
+    One that hangs keeps its place, and nothing else. They are daemons, and not those of an executor, which Python would
+    wait for at its end.
+    """
 
-    async def run(self, work: Callable[[GoOn], T]) -> T:
-        """Do the work. When this is cancelled, it ends at its next `go_on`, and is waited for."""
+    def __init__(self, turns: Turns | None = None) -> None:
+        self._turns = turns or Turns(most=_THREADS, each=_EACH)
+
+    async def run(self, work: Callable[[GoOn], T], *, owner: str) -> T:
+        """Do the work when it is its owner's turn. When this is cancelled, it ends at its next `go_on`.
+
+        Raises what the work raises, and `DeferredError` when there was no thread for it.
+        """
+        await self._turns.take(owner)
         called_off = threading.Event()
-
-        def go_on() -> None:
-            if called_off.is_set():
-                raise _CalledOff
-
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work, go_on)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda _: self._turns.give_back(owner))
+        done.add_done_callback(lambda over: over.cancelled() or over.exception())  # perhaps nobody waits any more
         try:
-            return await asyncio.shield(future)
+            threading.Thread(target=_do, args=(work, called_off, done), name="packages", daemon=True).start()
+        except RuntimeError as error:
+            done.set_exception(OSError(f"no thread could be started: {error}"))
+        try:
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
             called_off.set()
-            await asyncio.gather(future, return_exceptions=True)
+            await asyncio.wait({done}, timeout=_PARTING.total_seconds())
             raise
 
-    def close(self) -> None:
-        """Let go of the threads; all work was waited for."""
-        self._pool.shutdown(wait=False)
+
+def _do(work: Callable[[GoOn], T], called_off: threading.Event, done: asyncio.Future[T]) -> None:
+    def go_on() -> None:
+        if called_off.is_set():
+            raise _CalledOff
+
+    try:
+        result = work(go_on)
+    except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        tell = partial(done.set_exception, error)
+    else:
+        tell = partial(done.set_result, result)
+    with suppress(RuntimeError):  # the loop is closed: we hung for longer than the daemon lived
+        done.get_loop().call_soon_threadsafe(tell)
