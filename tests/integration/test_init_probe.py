@@ -17,6 +17,14 @@ table inet asked {
 }
 """
 _SETUP = 'ip link set lo up; nft -f -; exec "$@"'
+_NO_IPV6 = (
+    "[",
+    "[::1]:9",
+    f"[{'0000:' * 7}0001]9",
+    f"[{'0000:' * 7}000g]:9",
+    f"[{'0000:' * 7}0001",
+    f"[{'0000:' * 8}]:9",
+)
 _ALONE = ("unshare", "--pid", "--fork", "--net", "--kill-child", "sh", "-ec", _SETUP, "sh")
 
 
@@ -37,8 +45,31 @@ def test_it_tells_who_answers_who_refuses_and_who_is_silent() -> None:
     ]
 
 
+def test_it_does_so_over_ipv6_as_well() -> None:
+    here, nowhere = f"[{'0000:' * 7}0001]", f"[fd00:0ec2:{'0000:' * 5}0254]"
+    done = probe(f"{here}:9", f"{nowhere}:80", "127.0.0.2:9")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{here}:9 open open",
+        f"{nowhere}:80 silent silent",
+        "127.0.0.2:9 open open",
+    ]
+
+
 @pytest.mark.parametrize(
-    "word", ["", "127.0.0.1", "127.0.0:1", "127.0.0.1:", "127.0.0.256:1", "127.0.0.1:65536", "127.0.0.1:1x", "a.b:1"]
+    "word",
+    [
+        "",
+        "127.0.0.1",
+        "127.0.0:1",
+        "127.0.0.1:",
+        "127.0.0.256:1",
+        "127.0.0.1:65536",
+        "127.0.0.1:1x",
+        "a.b:1",
+        *_NO_IPV6,
+    ],
 )
 def test_what_is_no_address_is_refused(word: str) -> None:
     done = probe(word)

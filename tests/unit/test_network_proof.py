@@ -1,4 +1,4 @@
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 
@@ -28,6 +28,7 @@ def targets(segment: Segment, engine_port: int | None = None, **fields: object) 
         record(segment, **fields),
         neighbour=IPv4Address("198.18.0.2"),
         host=IPv4Address("203.0.113.1"),
+        host_6=IPv6Address("2001:db8::7"),
         engine_port=engine_port,
     )
     return {target.what: target for target in found}
@@ -59,6 +60,8 @@ def test_everything_that_has_to_be_shut_is_tried() -> None:
         "a private address": "+10.255.255.254:9",
         "another name server": "+198.51.100.77:53",
         "the name server": "192.0.2.77:53",
+        "this host over IPv6": "[2001:0db8:0000:0000:0000:0000:0000:0007]:9",
+        "the IPv6 metadata address": "[fd00:0ec2:0000:0000:0000:0000:0000:0254]:80",
     }
 
 
@@ -91,6 +94,7 @@ def test_a_network_is_proven_when_our_rules_say_no() -> None:
     [
         ({"a_neighbour": "silent open"}, "a neighbour (198.18.0.2:9) can be reached"),
         ({"the_metadata": "open silent"}, "the metadata address (169.254.169.254:80) can be reached"),
+        ({"this_host_over": "open silent"}, "this host over IPv6 ([2001:db8::7]:9) can be reached"),
         ({"a_private": "silent silent"}, "a private address (10.255.255.254:9): no refusal came from our rules"),
         ({"the_name": "filtered filtered"}, "the name server is refused: no refusal came from our rules"),
     ],
@@ -106,4 +110,4 @@ def test_a_probe_that_told_nothing_proves_nothing() -> None:
     proof = judge(tuple(targets(WIDE).values()), "runner-init: not an address to probe\n")
 
     assert not proof.holds
-    assert len(proof.unproven) == 6
+    assert len(proof.unproven) == 8

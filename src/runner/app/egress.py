@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from runner.adapters.docker.config import Access
 from runner.adapters.docker.probe import Probes
-from runner.adapters.network.host import outward_address
+from runner.adapters.network.host import outward_address, outward_address_6
 from runner.adapters.network.proof import IMAGE, Proof, Target, judge, targets_on
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.app.network import APPLY, difference_of, network_for
@@ -181,8 +181,9 @@ class Watch:
 
         def words(neighbour: IPv4Address) -> list[str]:
             port = None if url.scheme == "unix" else url.port
+            here, here_6 = outward_address(), outward_address_6()
             targets.extend(
-                targets_on(made.segment, record, neighbour=neighbour, host=outward_address(), engine_port=port)
+                targets_on(made.segment, record, neighbour=neighbour, host=here, host_6=here_6, engine_port=port)
             )
             return [target.word for target in targets]
 

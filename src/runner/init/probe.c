@@ -1,7 +1,7 @@
 /*
  * The probe: what a network lets through. A part of init.c, which runs it instead of a job when its words ask for it:
  *
- *     probe [+]a.b.c.d:port …
+ *     probe [+]a.b.c.d:port … [+][xxxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx]:port …
  *
  * To each address goes a datagram (a question to a name server), then a connection is tried. A line for each word tells
  * what came back: "open" if anybody there answered, were it only to say that the port is closed; "filtered" if somebody on
@@ -20,7 +20,8 @@ enum { ECONNREFUSED = 111, EHOSTUNREACH = 113, EINPROGRESS = 115 };
 enum { PROBES_MAX = 16, ROUNDS = 5, ROUND_MS = 1000 };
 enum answer { SILENT, FILTERED, OPEN };
 
-struct address { uint16_t family; uint8_t port[2], ip[4], rest[8]; };
+/* The kernel's sockaddr_in6, in which an IPv4 address lies where the flow is; it takes the longer one for both. */
+struct address { uint16_t family; uint8_t port[2], ip[4], ip6[16], scope[4]; };
 
 static struct {
     const char *word;
@@ -41,17 +42,47 @@ static const char *take_number(const char *text, uint32_t most, char next, uint3
     return text > start && *number <= most && *text == next ? text + 1 : 0;
 }
 
-static int take_address(const char *text, struct address *address)
+/* Reads a.b.c.d: and what follows; null if it is none. */
+static const char *take_ip(const char *text, struct address *address)
 {
     uint32_t number;
     address->family = AF_INET;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; text && i < 4; i++) {
         text = take_number(text, 255, i < 3 ? '.' : ':', &number);
-        if (!text)
-            return 0;
         address->ip[i] = (uint8_t)number;
     }
-    if (!take_number(text, 65535, 0, &number))
+    return text;
+}
+
+static int digit_of(char character) /* a small hexadecimal one; -1 if it is none */
+{
+    if (character >= '0' && character <= '9')
+        return character - '0';
+    return character >= 'a' && character <= 'f' ? character - 'a' + 10 : -1;
+}
+
+/* Reads an address of eight groups of four digits, with the brackets and the colon behind them; null if it is none. */
+static const char *take_ip6(const char *text, struct address *address)
+{
+    address->family = AF_INET6;
+    for (int i = 0; i < 16; i += 2) {
+        if (*text++ != (i ? ':' : '['))
+            return 0;
+        for (int half = 0; half < 2; half++, text += 2) {
+            int high = digit_of(text[0]), low = high < 0 ? -1 : digit_of(text[1]);
+            if (low < 0)
+                return 0;
+            address->ip6[i + half] = (uint8_t)(high << 4 | low);
+        }
+    }
+    return text[0] == ']' && text[1] == ':' ? text + 2 : 0;
+}
+
+static int take_address(const char *text, struct address *address)
+{
+    uint32_t number;
+    text = *text == '[' ? take_ip6(text, address) : take_ip(text, address);
+    if (!text || !take_number(text, 65535, 0, &number))
         return 0;
     address->port[0] = (uint8_t)(number >> 8);
     address->port[1] = (uint8_t)number;
@@ -105,7 +136,7 @@ static long hear_connection(int fd)
 
 static int connected(uint32_t i, int kind) /* a socket, or -1 where no way leads */
 {
-    long fd = sys(NR_SOCKET, AF_INET, kind | SOCK_NONBLOCK | O_CLOEXEC, 0, 0, 0);
+    long fd = sys(NR_SOCKET, probes[i].address.family, kind | SOCK_NONBLOCK | O_CLOEXEC, 0, 0, 0);
     long result = fd < 0 ? fd : sys(NR_CONNECT, fd, (long)&probes[i].address, sizeof probes[i].address, 0, 0);
     return result == 0 || result == -EINPROGRESS ? (int)fd : -1;
 }

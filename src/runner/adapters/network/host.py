@@ -3,7 +3,7 @@
 import os
 import socket
 import subprocess
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, NetmaskValueError
 from pathlib import Path
 
 from runner.errors import HostError
@@ -14,7 +14,7 @@ RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf
 _ROUTES = Path("/proc/net/route")
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _BRIDGED = tuple(Path(f"/proc/sys/net/bridge/bridge-nf-call-{kind}") for kind in ("iptables", "ip6tables"))
-_SOMEWHERE = ("192.0.2.1", 9)
+_SOMEWHERE, _SOMEWHERE_6 = ("192.0.2.1", 9), ("2001:db8::1", 9)
 """Nothing is sent there: it only makes the kernel choose our own address towards the internet."""
 
 
@@ -70,12 +70,24 @@ def _little_endian(text: str) -> int:
 
 def outward_address() -> IPv4Address | None:
     """This machine's own address towards the internet; None without a route there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        try:
-            asked.connect(_SOMEWHERE)
-        except OSError:
-            return None
-        return IPv4Address(asked.getsockname()[0])
+    found = _outward(socket.AF_INET, _SOMEWHERE)
+    return None if found is None else IPv4Address(found)
+
+
+def outward_address_6() -> IPv6Address | None:
+    """The same for IPv6; None as well where it would be one that counts on a link alone."""
+    found = _outward(socket.AF_INET6, _SOMEWHERE_6)
+    address = None if found is None else IPv6Address(found)
+    return None if address is None or address.is_link_local else address
+
+
+def _outward(family: socket.AddressFamily, towards: tuple[str, int]) -> str | None:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.connect(towards)
+            return str(asked.getsockname()[0])
+    except OSError:
+        return None
 
 
 def has_interface(name: str) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from runner.adapters.network.bridges import gateway_of
 from runner.adapters.network.record import Record
@@ -16,6 +16,8 @@ CONTAINER = "probe-"
 """How the names of a probe's containers begin."""
 
 _METADATA = IPv4Address("169.254.169.254")
+_METADATA_6 = IPv6Address("fd00:ec2::254")
+"""One cloud has it over IPv6, too."""
 _ANYWHERE = tuple(IPv4Address(text) for text in ("192.0.2.77", "198.51.100.77", "203.0.113.77"))
 """Public addresses that nobody has (RFC 5737)."""
 _DNS, _HTTP, _HTTPS, _DISCARD = 53, 80, 443, 9
@@ -34,7 +36,7 @@ class Target:
     """An address to try. `refused`: our rules have to say no to it. `wanted`: they must not; else it is only shut."""
 
     what: str
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
     port: int
     refused: bool = False
     wanted: bool = False
@@ -42,7 +44,12 @@ class Target:
     @property
     def word(self) -> str:
         """As the probe takes it."""
-        return f"{'+' if self.refused else ''}{self.address}:{self.port}"
+        where = str(self.address) if isinstance(self.address, IPv4Address) else f"[{self.address.exploded}]"
+        return f"{'+' if self.refused else ''}{where}:{self.port}"
+
+    def __str__(self) -> str:
+        where = str(self.address) if isinstance(self.address, IPv4Address) else f"[{self.address}]"
+        return f"{self.what} ({where}:{self.port})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +71,20 @@ class Proof:
 
 
 def targets_on(
-    segment: Segment, record: Record, *, neighbour: IPv4Address, host: IPv4Address | None, engine_port: int | None
+    segment: Segment,
+    record: Record,
+    *,
+    neighbour: IPv4Address,
+    host: IPv4Address | None,
+    host_6: IPv6Address | None,
+    engine_port: int | None,
 ) -> tuple[Target, ...]:
     """What to try from a container on that network.
 
-    `neighbour` is another container there, `host` this machine's address towards the internet, `engine_port` where
-    the engine listens for TCP.
+    `neighbour` is another container there, `host` and `host_6` this machine's addresses towards the internet,
+    `engine_port` where the engine listens for TCP.
     """
-    return tuple(_targets(segment, record, neighbour, host, engine_port))
+    return (*_targets(segment, record, neighbour, host, engine_port), *_targets_6(host_6))
 
 
 def _targets(
@@ -94,13 +107,20 @@ def _targets(
     yield Target(what="the name server", address=record.nameservers[0], port=_DNS, wanted=True)
 
 
+def _targets_6(host: IPv6Address | None) -> Iterator[Target]:
+    """Whatever answers over IPv6 is open. Nothing has to be refused: most networks have no way there at all."""
+    if host is not None:
+        yield Target(what="this host over IPv6", address=host, port=_DISCARD)
+    yield Target(what="the IPv6 metadata address", address=_METADATA_6, port=_HTTP)
+
+
 def judge(targets: Sequence[Target], told: str) -> Proof:
     """What the probe's lines prove. A target that no line tells of is unproven."""
     heard = {words[0]: (words[1], words[2]) for line in told.splitlines() if len(words := line.split()) == 3}  # noqa: PLR2004
     reached, unproven = [], []
     for target in targets:
         datagram, connection = heard.get(target.word.lstrip("+"), (None, None))
-        name = f"{target.what} ({target.address}:{target.port})"
+        name = str(target)
         if target.wanted:
             unproven += [f"{target.what} is refused"] if datagram == Answer.FILTERED else []
         elif Answer.OPEN in (datagram, connection):
