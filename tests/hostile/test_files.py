@@ -87,6 +87,16 @@ ATTACKS: list[Attack] = [
     ),
     too_long("a result without end, on the host's disk", "grow", "/job/output"),
     too_long("progress without end, on the host's disk", "grow", "/job/progress"),
+    failed(
+        "all the room that a result may have, reserved at once",
+        "reserve",
+        stopped_by="RLIMIT_FSIZE bounds it; a look once a second ends the job and gives the room back",
+        outcome="disk_limit",
+        signal=9,
+        reason="/job/output took 8 MiB of its worker's disk, which is no place for large results",
+        out="as much as a file may have: given\n",
+        limits={"disk": "8m"},
+    ),
     too_long("a sparse file of a terabyte", "sparse"),
     full(
         "a full disk",

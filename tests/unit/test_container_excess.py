@@ -1,5 +1,6 @@
 """What ends a job for writing where no file system bounds it."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from runner.adapters.docker.client import EngineInfo
 from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import OUTPUT, PROGRESS, JobFolder
 from runner.errors import EngineGone
-from runner.job import Bytes, Limits
+from runner.job import PROGRESS_MAX, Bytes, Limits
 
 MIB = 2**20
 
@@ -60,6 +61,10 @@ def watch(engine: Engine, folder: JobFolder, *, read_only: bool = False, reserve
     )
 
 
+def reserve(path: Path, size: int) -> None:
+    subprocess.run(["fallocate", "--keep-size", "--length", str(size), path], check=True)
+
+
 @pytest.mark.parametrize("name", [OUTPUT, PROGRESS])
 async def test_a_file_for_results_is_no_store(engine: Engine, folder: JobFolder, name: str) -> None:
     excess = watch(engine, folder, read_only=True)
@@ -67,7 +72,22 @@ async def test_a_file_for_results_is_no_store(engine: Engine, folder: JobFolder,
     assert await excess.found() is None
     (folder.path / name).write_bytes(bytes(5 * MIB))
     assert await excess.found() == f"/job/{name} took 5 MiB of its worker's disk, which is no place for large results"
+    assert folder.taken()[name] <= 128 * 1024, "the space is given back while the job is still being killed"
     assert engine.asked == 0
+
+
+async def test_room_that_was_reserved_behind_the_end_is_given_back(engine: Engine, folder: JobFolder) -> None:
+    reserve(folder.path / OUTPUT, 8 * MIB)
+    assert await watch(engine, folder).found() is not None
+    assert folder.taken()[OUTPUT] == 0
+
+
+def test_what_is_read_of_a_result_stays(folder: JobFolder) -> None:
+    (folder.path / OUTPUT).write_bytes(b"1234")
+    (folder.path / PROGRESS).write_bytes(b"5" * 10000)
+    folder.trim()
+    assert folder.output() == b"1234"
+    assert folder.progress() == b"5" * (PROGRESS_MAX + 1)
 
 
 async def test_a_sparse_file_counts_by_what_it_holds(engine: Engine, folder: JobFolder) -> None:

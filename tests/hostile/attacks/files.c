@@ -51,6 +51,19 @@ int grow(int count, char **words)
         write_until_full(words[0]);
 }
 
+/* reserve: all the room that a file may have, on the host's disk, at once. */
+int reserve(int count, char **words)
+{
+    struct rlimit most;
+    int fd = open(OUTPUT, O_RDWR);
+    (void)count, (void)words;
+    getrlimit(RLIMIT_FSIZE, &most);
+    told("as much as a file may have", fallocate(fd, 0, 0, (off_t)most.rlim_cur));
+    fflush(stdout);
+    rest(60);
+    return 0;
+}
+
 int sparse(int count, char **words)
 {
     int fd = creat("/work/sparse", 0600);

@@ -141,6 +141,11 @@ class DockerContainer:
             self._replayed = True
             state = await self._see_out()
             await self._read_rest()
+        end = await self._end(state)
+        await asyncio.to_thread(self._folder.trim)  # its removal may take the engine a while
+        return end
+
+    async def _end(self, state: Mapping[str, Any] | None) -> Exit:
         if (report := self._scanner.report) is not None:
             return await self._reported(report)
         if state is None:

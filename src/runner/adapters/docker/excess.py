@@ -1,5 +1,6 @@
 """What a job writes to disks that no file system bounds for it: its two files, and a container that it may write to."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Excess:
         """What there is too much of, in words; None if nothing is, or nobody can tell for now."""
         for name, size in self._folder.taken().items():
             if size > _FILE_MOST:
+                await asyncio.to_thread(self._folder.trim)  # its neighbours need it before the job is gone
                 return f"/job/{name} took {format_size(size)} of its worker's disk, which is no place for large results"
         if not self._writable:
             return None

@@ -90,6 +90,12 @@ class JobFolder:
                 sizes[name] = Bytes(os.lstat(self.path / name).st_blocks * _BLOCK)
         return sizes
 
+    def trim(self) -> None:
+        """Give back what those files take beyond what is read of them: a job can reserve gigabytes in one call."""
+        for name, most in ((OUTPUT, OUTPUT_MAX), (PROGRESS, PROGRESS_MAX)):
+            with suppress(OSError):
+                os.truncate(self.path / name, min(most + 1, os.lstat(self.path / name).st_size))
+
     def remove(self) -> None:
         """Leave nothing behind; done already when there is no such folder. Raises OSError."""
         with suppress(FileNotFoundError):
