@@ -12,7 +12,7 @@ from runner.job import SecretRef, StackRef
 from runner.ports import Stacks
 from runner.stacks.catalog import KEPT, Catalog
 from runner.stacks.images import Image
-from runner.stacks.revisions import Ledger, Pointer, Record, State
+from runner.stacks.revisions import Ledger, Pin, Pointer, Record, State
 
 BUILT = Image(
     id="sha256:" + "a" * 64,
@@ -311,3 +311,16 @@ async def test_a_stacks_secrets_are_named(world: World) -> None:
     world.built("py")
     stack = await world.catalog.resolve(ref())
     assert stack.secrets == (SecretRef(name="token"), SecretRef(name="registry", shared=True))
+
+
+async def test_jobs_are_told_why_an_image_of_a_registry_is_not_here(world: World) -> None:
+    image = f"py@sha256:{'0' * 64}"
+    world.write("py", f'image = "{image}"')
+    with pytest.raises(DeferredError, match=r"not here yet; .* runner stacks pull py"):
+        await world.catalog.resolve(ref())
+    world.ledger.pinned("py", Pin(image=image, user="65534:65534", fault="manifest unknown"))
+    with pytest.raises(DeferredError, match="could not be had from the registry: manifest unknown"):
+        await world.catalog.resolve(ref())
+    world.ledger.pinned("py", Pin(image=f"py@sha256:{'1' * 64}", user="65534:65534", fault="manifest unknown"))
+    with pytest.raises(DeferredError, match="not here yet"):
+        await world.catalog.resolve(ref())

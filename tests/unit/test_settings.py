@@ -232,6 +232,35 @@ def test_a_credential_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     assert faults({"CREDENTIALS_DIRECTORY": str(tmp_path)})[0].startswith("amqp.url: the credential")
 
 
+@pytest.mark.parametrize(
+    "registry", ["registry.example.com", "registry.example.com:5000/team/images", "localhost:5000", "127.0.0.1:5000"]
+)
+def test_a_registry_is_a_host_and_a_path(registry: str) -> None:
+    assert load({"RUNNER_STACKS__REGISTRY": registry}).stacks.registry == registry
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        "https://registry.example.com",
+        "u:hunter2@registry.example.com",
+        "team",
+        "registry.example.com/",
+        "a.example/x:1",
+    ],
+)
+def test_what_is_no_registry_is_refused(registry: str) -> None:
+    (fault,) = faults({"RUNNER_STACKS__REGISTRY": registry})
+    assert fault.startswith("stacks.registry: ")
+    assert 'write "registry.example.com"' in fault
+
+
+def test_the_login_for_the_registry_can_be_a_credential(tmp_path: Path) -> None:
+    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path)}).stacks.registry_auth is None
+    (tmp_path / "registry_auth").touch()
+    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path)}).stacks.registry_auth == tmp_path / "registry_auth"
+
+
 def test_the_effective_tree_can_be_read_back_and_hides_passwords(tmp_path: Path) -> None:
     settings = load(
         {"RUNNER_AMQP__URL": "amqps://u:hunter2@host/v?password=hunter2", "RUNNER_TENANTS__A-B__WEIGHT": "2"}
@@ -278,6 +307,8 @@ def test_the_example_file_has_every_setting_with_its_default(tmp_path: Path) -> 
         "capacity.memory",
         "network.subnet",
         "network.nameservers",
+        "stacks.registry",
+        "stacks.registry_auth",
         "tenants.acme.stacks",
         "amqp.url",
     }

@@ -159,3 +159,27 @@ def test_the_page_has_every_key() -> None:
     page = (ROOT / "docs/stacks.md").read_text()
     for name, field in StackFile.model_fields.items():
         assert f"| `{field.alias or name}` |" in page
+
+
+def test_an_image_of_a_registry_is_pinned_by_its_digest(tmp_path: Path) -> None:
+    pinned = f"team/python-3.11@sha256:{'0' * 64}"
+    assert read(tmp_path, f'image = "{pinned}"').image == pinned
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "python",
+        "python:3.11",
+        f"python:3.11@sha256:{'0' * 64}",
+        f"python@sha256:{'0' * 63}",
+        f"python@sha256:{'A' * 64}",
+        f"../python@sha256:{'0' * 64}",
+        f"/python@sha256:{'0' * 64}",
+        f"python@sha256:{'0' * 64}\\n",
+        "",
+    ],
+)
+def test_any_other_image_is_refused(tmp_path: Path, image: str) -> None:
+    with pytest.raises(ConfigError, match="image: .* is no pinned image"):
+        read(tmp_path, f'image = "{image}"')

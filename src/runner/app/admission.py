@@ -73,6 +73,7 @@ class Admission:
             state=State.TESTING,
             built=datetime.now(UTC),
             inputs=built.inputs,
+            pulled=built.pulled,
         )
         self.ledger.write(built.stack, record)
         await self.images.tag(built.image.id, names.repository(built.stack), built.revision)

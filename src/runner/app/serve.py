@@ -31,8 +31,9 @@ from runner.app.knowledge import WorkerKnowledge
 from runner.app.packages import open_packages_of
 from runner.app.policy import policy_of
 from runner.app.record import RecordedEvents, RecordedLogs
+from runner.app.registry import Filling, Registry
 from runner.app.runtimes import Runtimes
-from runner.app.stacks import open_catalog
+from runner.app.stacks import Stock, ledger_of, open_catalog
 from runner.app.warm import StandingOrders
 from runner.capacity import Budget, Capacity, Claim
 from runner.codec import new_ordered_id
@@ -42,7 +43,7 @@ from runner.job import JobKey, Json
 from runner.ports import OpenClaim, QueueKey
 from runner.settings import Restart, Settings, load_settings
 from runner.stacks.catalog import Catalog
-from runner.stacks.images import open_images
+from runner.stacks.images import Images, open_images
 from runner.worker import Worker
 from runner.workplace import Outside, Rules
 
@@ -105,6 +106,7 @@ async def serve(settings: Settings) -> None:
             disks=Disks(settings, house),
             debts=Debts(journal=journal, owed={}),
             fairness=Fairness(_shares(settings)),
+            filling=_filling(settings, images, catalog),
         )
         await daemon.run()
 
@@ -127,6 +129,7 @@ class Daemon:
     disks: Disks
     debts: Debts
     fairness: Fairness
+    filling: Filling | None
     worker: Worker | None = None
     broker: Broker | None = None
     health: EngineHealth | None = None
@@ -222,6 +225,7 @@ class Daemon:
                     self._watch_disk(worker),
                     self.house.engine.fitness.run(partial(self._hinder, "start")),
                     self._keep_warm(worker),
+                    self._keep_filled(),
                     self.debts.pay(self.broker.events.send, self.broker.heard),
                     self._abandon(self.broker, worker),
                     self._note_renewals(self.broker),
@@ -240,6 +244,11 @@ class Daemon:
         if self.settings.warm.enabled:
             orders = StandingOrders(catalog=self.catalog, policy=policy_of(self.settings), taking=lambda: worker.taking)
             await self.house.engine.warm.run(orders)
+
+    async def _keep_filled(self) -> None:
+        """Have the stacks' images here before their jobs come, where there is a registry."""
+        if self.filling is not None:
+            await self.filling.run()
 
     async def _remove_warm(self) -> None:
         """What still waits goes with us; what the engine does not remove now, the next life's sweep does."""
@@ -480,6 +489,13 @@ def _metrics(settings: Settings, catalog: Catalog) -> Metrics:
     metrics = Metrics(version=__version__, installed=catalog.installed)
     metrics.capacity(cpus=settings.capacity.cpus, memory=settings.capacity.memory)
     return metrics
+
+
+def _filling(settings: Settings, images: Images, catalog: Catalog) -> Filling | None:
+    if settings.stacks.registry is None:
+        return None
+    stock = Stock(settings=settings, images=images, ledger=ledger_of(settings), catalog=catalog)
+    return Filling(registry=Registry(stock=stock, say=lambda line: log.debug("filling", extra={"said": line})))
 
 
 def _shares(settings: Settings) -> dict[str, Share]:

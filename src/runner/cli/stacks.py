@@ -11,6 +11,7 @@ import click
 
 from runner.app.admission import Admitted
 from runner.app.fleet import export_stacks, import_stacks
+from runner.app.registry import pull_stacks
 from runner.app.stacks import Shown, build_stack, prune_stacks, show_stacks, use_revision
 from runner.cli.options import JSON
 from runner.cli.table import ago, table
@@ -123,6 +124,22 @@ def import_(*, file: Path, use: bool, as_json: bool) -> None:
     A stack that is not here yet is installed in stacks.dir; the stack.toml of one that is here stays as it is.
     """
     asyncio.run(_import(file, use=use, as_json=as_json))
+
+
+@command.command("pull")
+@click.argument("stacks", metavar="[STACK]...", nargs=-1)
+@JSON
+def pull(*, stacks: tuple[str, ...], as_json: bool) -> None:
+    """Bring the images that stacks name from stacks.registry, and test them; the next job gets what passed.
+
+    All stacks that name one, if none is named. A daemon that runs does it by itself.
+    """
+    asyncio.run(_pull(stacks, as_json=as_json))
+
+
+async def _pull(stacks: tuple[str, ...], *, as_json: bool) -> None:
+    async for admitted in pull_stacks(load_settings(os.environ), stacks, _say):
+        _tell_admitted(admitted, use=True, as_json=as_json)
 
 
 async def _import(file: Path, *, use: bool, as_json: bool) -> None:

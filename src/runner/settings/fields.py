@@ -103,6 +103,21 @@ def _plain(value: object) -> object:
     return value
 
 
+_REGISTRY = re.compile(
+    r"([a-z0-9]+([.-][a-z0-9]+)*\.[a-z0-9]+|localhost|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*",
+    re.ASCII,
+)
+
+
+def _registry(value: str) -> str:
+    if not _REGISTRY.fullmatch(value):
+        raise ValueError(
+            f'{quoted(value)} is not a registry; write "registry.example.com", perhaps with a port and a path'
+            ' as in "registry.example.com:5000/team", and no user (stacks.registry_auth)'
+        )
+    return value
+
+
 def _folder(value: Path) -> Path:
     if not value.is_absolute():
         raise ValueError(f'{quoted(str(value))} is not an absolute path; begin it with "/"')
@@ -269,5 +284,7 @@ BrokerUrls = Annotated[
 """One AMQP address or several. They are masked wherever the tree is shown or dumped."""
 EngineUrl = Annotated[str, AfterValidator(_engine_url)]
 """The address of the engine's API."""
+Registry = Annotated[str, AfterValidator(_registry)]
+"""The address of a registry, perhaps with the beginning of its repositories' names."""
 CodeSource = Annotated[str, AfterValidator(_source)]
 """What a job's `code.url` may begin with."""

@@ -87,18 +87,20 @@ def _put(tree: Tree, path: list[str], value: object) -> None:
 
 
 def _from_credentials(environ: Mapping[str, str], faults: list[str]) -> Tree:
-    """The file `amqp_url` in `$CREDENTIALS_DIRECTORY`: an address a line."""
+    """The files `amqp_url` (an address a line) and `registry_auth` (only its path) in `$CREDENTIALS_DIRECTORY`."""
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if not folder:
         return {}
+    auth = Path(folder) / "registry_auth"
+    stacks = {"stacks": {"registry_auth": str(auth.absolute())}} if auth.exists() else {}
     try:
         urls = (Path(folder) / "amqp_url").read_text(encoding="utf-8").split()
     except FileNotFoundError:
-        return {}
+        return stacks
     except (OSError, UnicodeDecodeError) as error:
         faults.append(f"amqp.url: the credential amqp_url cannot be read: {_why(error)}")
-        return {}
-    return {"amqp": {"url": urls}}
+        return stacks
+    return {"amqp": {"url": urls}, **stacks}
 
 
 def _from_file(environ: Mapping[str, str], default_file: Path, faults: list[str]) -> Tree:

@@ -28,6 +28,7 @@ from runner.settings.fields import (
     Number,
     Port,
     Portion,
+    Registry,
     SecretName,
     Section,
     Size,
@@ -169,10 +170,12 @@ class LimitsSection(Section):
 
 
 class StackFolder(Section):
-    """Where the stacks are, and how much of their images `prune` leaves."""
+    """Where the stacks are, how much of their images `prune` leaves, and where images are pulled from ahead of time."""
 
     dir: Folder = Path("/etc/runner/stacks")
     max_bytes: Size = parse_size("20g")
+    registry: Registry | None = None
+    registry_auth: Folder | None = None
 
 
 class Code(Section):

@@ -27,12 +27,13 @@ _REVISION_LENGTH = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A revision that was made. `inputs` is None where nobody knows any more what from."""
+    """A revision that was made. `inputs` is None where nobody knows what from; `pulled` is its name in a registry."""
 
     stack: str
     revision: str
     image: Image
     inputs: Inputs | None
+    pulled: str | None = None
 
 
 async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) -> Built:
@@ -49,12 +50,19 @@ async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) 
         inputs = await _inputs(folder, file, context, images)
         context.seek(0)
         plain = await _known(images, await images.build(context, {}, say, fresh=fresh))
+    return await adopt(name, file, plain, images, inputs=inputs)
+
+
+async def adopt(
+    name: str, file: StackFile, plain: Image, images: Images, *, inputs: Inputs | None = None, pulled: str | None = None
+) -> Built:
+    """A revision of the stack out of an image that the engine has. Raises `BuildError`, `EngineGone`, `EngineError`."""
     revision = revision_of(plain, file.user)
     uid, gid = file.numeric_user or await _numbers(images, plain.id, file.user, revision)
     labels = {names.STACK: name, names.REVISION: revision}
     labels |= {names.USER: file.user, names.UID: str(uid), names.GID: str(gid)}
     image = await _known(images, await _label(images, plain.id, labels))
-    return Built(stack=name, revision=revision, image=image, inputs=inputs)
+    return Built(stack=name, revision=revision, image=image, inputs=inputs, pulled=pulled)
 
 
 def revision_of(image: Image, user: str) -> str:

@@ -101,7 +101,7 @@ class Catalog:
 
     def smoke(self, name: str) -> tuple[str, ...] | None:
         """The command that has to exit 0 before a new revision is used. Raises `ConfigError`."""
-        return self._file(name).smoke
+        return self.file(name).smoke
 
     def offer(self, name: str, image: Image, revision: str) -> Stack:
         """The stack with that image, whichever is current. Raises `ConfigError` when its file cannot be used."""
@@ -126,7 +126,7 @@ class Catalog:
         found = []
         for name in self.installed():
             try:
-                if (count := self._file(name).warm) > 0:
+                if (count := self.file(name).warm) > 0:
                     found.append((await self._current(name), count))
             except ConfigError:
                 continue  # a job that names it is told
@@ -135,7 +135,7 @@ class Catalog:
     async def _listed(self, name: str) -> Listed:
         self.invalidate(name)
         try:
-            file = self._file(name)
+            file = self.file(name)
         except ConfigError as error:
             return Listed(name=name, fault="; ".join(error.faults))
         try:
@@ -156,12 +156,22 @@ class Catalog:
         if pointer is None:
             image = await self._image(name, names.tagged(name, names.CURRENT))
             if image is None:
-                raise ConfigError(f"its image is not built; run: runner stacks build {name}")
+                raise ConfigError(self._missing(name))
             return self._made(name, image, own_revision(image))
         image = await self._proven(name, pointer.current, given=given)
         if image is None:
             raise ConfigError(f"revision {pointer.current} is gone; run: runner stacks build {name}")
         return self._made(name, image, pointer.current)
+
+    def _missing(self, name: str) -> str:
+        """Why a stack that has had no revision has no image."""
+        wanted = self.file(name).image
+        if wanted is None:
+            return f"its image is not built; run: runner stacks build {name}"
+        pin = self._ledger.pin(name)
+        if pin is not None and pin.image == wanted and pin.fault is not None:
+            return f"its image could not be had from the registry: {pin.fault}"
+        return f"its image is not here yet; the daemon pulls it from stacks.registry, or: runner stacks pull {name}"
 
     async def _pinned(self, name: str, revision: str) -> Stack:
         """Raises `ConfigError`, `DeferredError` when this worker lacks the revision, or `RejectedError`."""
@@ -194,7 +204,7 @@ class Catalog:
 
     def _usable(self, name: str) -> StackFile:
         """The stack's file. Raises `ConfigError` with what keeps its jobs from running here."""
-        file = self._file(name)
+        file = self.file(name)
         if file.runtime not in self._runtimes:
             raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
         if self._there is not None and file.runtime not in self._there:
@@ -204,7 +214,7 @@ class Catalog:
     def _made(self, name: str, image: Image, revision: str) -> Stack:
         return _stack(name, self._usable(name), image, revision)
 
-    def _file(self, name: str) -> StackFile:
+    def file(self, name: str) -> StackFile:
         """The stack's file, read again if it has changed. Raises `ConfigError`."""
         path = self._folder / name / FILE
         try:

@@ -23,6 +23,7 @@ _NAME_MAX = 40
 _NUMBERS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?", re.ASCII)
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
 _ID_MAX = 2**31 - 1
+_PINNED = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*@sha256:[0-9a-f]{64}", re.ASCII)
 
 
 def is_stack_name(name: str) -> bool:
@@ -86,6 +87,15 @@ def _destination(value: object) -> Destination:
         raise ValueError(f"{quoted(value)} {error}") from None
 
 
+def _pinned(value: str) -> str:
+    if not _PINNED.fullmatch(value):
+        raise ValueError(
+            f'{quoted(value)} is no pinned image; write "<repository>@sha256:<64 hex digits>", no tag, and the'
+            " repository as it is called under stacks.registry"
+        )
+    return value
+
+
 def _secret(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
@@ -142,6 +152,7 @@ class StackFile(Section):
     """A stack as its operator describes it."""
 
     description: Text = ""
+    image: Annotated[str, AfterValidator(_pinned)] | None = None
     command: Command | None = None
     user: Annotated[str, AfterValidator(_known_user), BeforeValidator(_user)] = "65534:65534"
     network: Network = Network.NONE

@@ -1,6 +1,7 @@
 """The engine's images, as far as stacks need them."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import tarfile
@@ -28,6 +29,8 @@ REMOVAL = timedelta(minutes=5)
 _NOTHING = bytes(2 * tarfile.BLOCKSIZE)  # the end of a tar file
 _LARGE = aiohttp.ClientTimeout(sock_connect=10, sock_read=600)
 """For what may take long as a whole: only silence ends it."""
+_FINAL = ("manifest unknown", "verification failed", "denied", "unauthorized")
+"""What the engine says when asking the registry again would not help; its status is 500 for nearly all."""
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
 
@@ -35,12 +38,28 @@ class BuildError(RunnerError):
     """The stack's operator mends its Dockerfile or its `prepare`."""
 
 
+class PullError(RunnerError):
+    """The registry did not give the image. `final` when asking again would not help."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullLimits:
+    """How long a pull may take: as a whole, and without a sign that it goes on."""
+
+    total: timedelta = timedelta(minutes=10)
+    idle: timedelta = timedelta(minutes=2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """An image that the engine has. `id` is `sha256:…`; `env` is what its Dockerfile set with ENV.
 
     `content` is a SHA-256 over all of it that a job can notice: unlike the id, it is the same wherever it was built.
-    `tags` are all of its names.
+    `tags` are all of its names, and `digests` those that it was pulled by.
     """
 
     id: str
@@ -48,6 +67,7 @@ class Image:
     env: Mapping[str, str] = field(default_factory=dict)
     content: str = ""
     tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 class Images:
@@ -189,6 +209,29 @@ class Images:
         except aiodocker.DockerError as error:
             raise EngineError(f"the engine refused to load images: {error.message}") from error
 
+    async def pull(self, reference: str, auth: Mapping[str, str] | None, say: Say, limits: PullLimits) -> Image:
+        """Have the engine pull `<repository>@<digest>`, and see that it is that. Raises `PullError` if it is not."""
+        repository, _, digest = reference.partition("@")
+        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()} if auth else {}
+        timeout = aiohttp.ClientTimeout(
+            total=limits.total.total_seconds(), sock_connect=10, sock_read=limits.idle.total_seconds()
+        )
+        params = {"fromImage": repository, "tag": digest}
+        try:
+            with _translated("pull an image"), _in_time(reference, limits):
+                response = await self._docker._do_query(  # noqa: SLF001 - aiodocker's pull does not close its connection
+                    "images/create", "POST", params=params, headers=headers, timeout=timeout
+                )
+                async with response:
+                    await _watch(response.content, say)
+        except aiodocker.DockerError as error:
+            final = any(word in error.message for word in _FINAL)
+            raise PullError(f"{reference}: {error.message}", final=final) from error
+        image = await self.inspect(reference)
+        if image is None or not any(name.endswith(f"@{digest}") for name in image.digests):
+            raise PullError(f"{reference}: the engine has pulled something else")
+        return image
+
     async def read(self, image: str, path: str, container: str) -> bytes | None:
         """A file out of the image; None if there is none. `container` names the container that is made to read it."""
         try:
@@ -237,6 +280,32 @@ def _translated(doing: str) -> Iterator[None]:
         raise EngineError(f"the engine's answer makes no sense, to {doing}: {error!r}") from error
 
 
+@contextmanager
+def _in_time(reference: str, limits: PullLimits) -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError:
+        raise  # it is the engine that does not answer
+    except aiohttp.SocketTimeoutError as error:
+        idle = limits.idle.total_seconds()
+        raise PullError(f"{reference}: nothing came for {idle:g} s; is the registry stuck?") from error
+    except TimeoutError as error:
+        raise PullError(f"{reference}: not there after {limits.total.total_seconds():g} s") from error
+
+
+async def _watch(steps: aiohttp.StreamReader, say: Say) -> None:
+    """Follow what the engine says of a pull, a JSON object a line; whatever goes wrong after its start stands there."""
+    async for line in steps:
+        if not line.strip():
+            continue
+        step = json.loads(line)
+        if "error" in step:
+            raise aiodocker.DockerError(0, str(step["error"]))
+        # Progress in numbers comes many times a second.
+        if not step.get("progressDetail"):
+            say(": ".join(filter(None, (step.get("id", ""), step.get("status", "")))))
+
+
 _NOTICED = ("Env", "User", "Cmd", "Entrypoint", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal")
 
 
@@ -250,6 +319,7 @@ def _image(said: Mapping[str, Any]) -> Image:
         env=dict(word.split("=", 1) for word in config.get("Env") or () if "=" in word),
         content=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         tags=tuple(said.get("RepoTags") or ()),
+        digests=tuple(said.get("RepoDigests") or ()),
     )
 
 

@@ -5,6 +5,7 @@
     <folder>/<stack>/pointer.json             current and previous
     <folder>/<stack>/revisions/<revision>     what is known of it, as JSON
     <folder>/<stack>/used/<revision>          an empty file: when a job was last given it
+    <folder>/<stack>/pin.json                 what the stack was last filled from, if it comes from a registry
 
 Every file is replaced as a whole, by a rename. Why it is so: docs/decisions/0007-one-pointer.md.
 """
@@ -25,8 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runner.errors import ConfigError, RunnerError
 
 _POINTER = "pointer.json"
+_PIN = "pin.json"
 _REVISIONS = "revisions"
 _USED = "used"
+_LOOK_AGAIN = 0.1
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -78,14 +81,23 @@ class Smoke(_Kept):
     tail: tuple[str, ...] = ()
 
 
+class Pin(_Kept):
+    """Which image of a registry the stack was last filled from, for which user, or what `fault` kept it from that."""
+
+    image: str
+    user: str
+    fault: str | None = None
+
+
 class Record(_Kept):
-    """What is known of a revision. `image` is the image's id."""
+    """What is known of a revision. `image` is the image's id; `pulled` where in a registry it came from."""
 
     revision: str
     image: str
     state: State
     built: datetime
     inputs: Inputs | None = None
+    pulled: str | None = None
     smoke: Smoke | None = None
 
 
@@ -106,6 +118,14 @@ class Ledger:
     def point(self, stack: str, pointer: Pointer) -> None:
         """Replace the stack's pointer."""
         self._write(self._folder / stack / _POINTER, pointer)
+
+    def pin(self, stack: str) -> Pin | None:
+        """What the stack was last filled from; None if it never was. Raises `ConfigError` for what cannot be read."""
+        return _read(self._folder / stack / _PIN, Pin)
+
+    def pinned(self, stack: str, pin: Pin) -> None:
+        """Note how the stack was filled, or why it was not."""
+        self._write(self._folder / stack / _PIN, pin)
 
     def record(self, stack: str, revision: str) -> Record | None:
         """What is known of the revision; None if nothing. Raises `ConfigError` for what cannot be read."""
@@ -155,14 +175,28 @@ class Ledger:
     @asynccontextmanager
     async def lock(self) -> AsyncIterator[None]:
         """Held for a moment, while what is known is read to be changed; it is waited for."""
-        with self._faults():
-            self._make(self._folder)
-            descriptor = self._open(self._folder / ".lock")
+        descriptor = self._open_lock(".lock")
         try:
             await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+    @asynccontextmanager
+    async def alone(self, digest: str) -> AsyncIterator[None]:
+        """Held while an image is pulled, by one process of this machine and one task in it; it is waited for."""
+        descriptor = self._open_lock(f".pull-{digest.replace(':', '-')}")
+        try:
+            while not _locked(descriptor):  # noqa: ASYNC110 - the kernel tells nobody but a thread that blocks
+                await asyncio.sleep(_LOOK_AGAIN)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _open_lock(self, name: str) -> int:
+        with self._faults():
+            self._make(self._folder)
+            return self._open(self._folder / name)
 
     def _write(self, path: Path, content: BaseModel) -> None:
         draft = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
@@ -213,6 +247,14 @@ class Ledger:
             raise ConfigError(
                 f"worker.state_dir: {self._folder} cannot be written ({error.strerror}); run this as the daemon's user"
             ) from error
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(path: Path, model: type[M]) -> M | None:
