@@ -24,7 +24,7 @@ from runner.errors import ConfigError, DeferredError, RunnerError
 from runner.job import StackRef
 from runner.settings import Settings, load_settings
 from runner.stacks.images import PullError, PullLimits
-from runner.stacks.revisions import State
+from runner.stacks.revisions import Pointer, State
 
 pytestmark = pytest.mark.engine
 
@@ -53,7 +53,8 @@ class House:
     async def fill(self, pulling: Pulling = QUICK) -> dict[str, Admitted | RunnerError]:
         """What becomes of each stack, with limits that a test can wait for."""
         async with open_stock(self.settings()) as stock:
-            registry, found = Registry(stock=stock, say=print, pulling=pulling), {}
+            registry = Registry(stock=stock, say=print, pulling=pulling)
+            found: dict[str, Admitted | RunnerError] = {}
             for stack in stock.catalog.installed():
                 file = registry.wanted(stack)
                 assert file is not None
@@ -111,18 +112,17 @@ async def test_what_a_stack_names_is_pulled_tested_and_given_to_jobs(house: Hous
 
 async def test_a_new_pin_takes_over_and_a_rollback_holds(house: House) -> None:
     stack = house.place.worker
-    first, _ = house.registry.put(f"one {stack}")
-    second, _ = house.registry.put(f"two {stack}")
-    house.write(stack, first)
-    [old] = await house.pull()
-    house.write(stack, second)
-    assert await house.version(stack) == f"one {stack}"
-    [new] = await house.pull()
-    assert await house.version(stack) == f"two {stack}"
-    assert (await use_revision(house.settings(), stack, None)).current == old.revision
+    ledger = ledger_of(house.settings())
+    revisions = []
+    for version in ("one", "two"):
+        house.write(stack, house.registry.put(f"{version} {stack}")[0])
+        revisions += [admitted.revision for admitted in await house.pull()]
+    old, new = revisions
+    assert ledger.pointer(stack) == Pointer(current=new, previous=old)
+    rolled_back = await use_revision(house.settings(), stack, None)
+    assert rolled_back == Pointer(current=old, previous=new)
     assert await house.pull() == []
-    assert await house.version(stack) == f"one {stack}"
-    assert new.changed
+    assert ledger.pointer(stack) == rolled_back
 
 
 async def test_what_fails_its_test_is_kept_out(house: House) -> None:

@@ -181,5 +181,5 @@ def test_an_image_of_a_registry_is_pinned_by_its_digest(tmp_path: Path) -> None:
     ],
 )
 def test_any_other_image_is_refused(tmp_path: Path, image: str) -> None:
-    with pytest.raises(ConfigError, match="image: .* is no pinned image"):
+    with pytest.raises(ConfigError, match=r"image: .* is no pinned image"):
         read(tmp_path, f'image = "{image}"')

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -71,7 +71,7 @@ class Registry:
 
     async def fill(
         self, image: str, stacks: Mapping[str, StackFile]
-    ) -> AsyncIterator[tuple[str, Admitted | RunnerError]]:
+    ) -> AsyncGenerator[tuple[str, Admitted | RunnerError], None]:
         """Pull an image once and make it current in the stacks that lack it: each with what came of it.
 
         Whoever else wants this image on this machine waits, and finds it there. Raises `ConfigError`, `EngineError`.
