@@ -98,7 +98,7 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[int, str, str]:
     async with asyncio.timeout(PATIENCE):
         out, err = await process.communicate()
     assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,6 +57,20 @@ async def test_a_folder_of_code_is_there_to_be_read(place: Place, tmp_path: Path
     assert (code, out) == (1, "ran in /work\n")
     assert err.splitlines()[0].startswith("runner: code: 1 file, 50 bytes, packed to ")
     assert "Read-only file system" in err
+    await nothing_left(place)
+
+
+async def test_a_full_disk_behind_our_output_does_not_stop_the_job(place: Place) -> None:
+    words = (sys.executable, "-m", "runner", "exec", "--stack", place.worker, "--", "sh", "-c", "echo lost; exit 7")
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, env=place.environment, stdout=full, stderr=asyncio.subprocess.PIPE
+        )
+        code, _, err = await ended(process)
+    finally:
+        os.close(full)
+    assert (code, err) == (7, "runner: failed: exited with code 7\n")
     await nothing_left(place)
 
 

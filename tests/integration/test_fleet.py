@@ -123,14 +123,20 @@ async def test_a_new_revision_is_taken_in_beside_the_old_one(home: Place, away: 
 async def test_what_fails_its_test_here_is_kept_out_and_installs_nothing(
     home: Place, away: Place, tmp_path: Path
 ) -> None:
-    good, bad, path = f"{home.worker}-good", f"{home.worker}-bad", tmp_path / "stacks.tar.gz"
+    # The faulty ones come first, and keep the good one from nothing.
+    odd, bad, good = f"{home.worker}-0", f"{home.worker}-bad", f"{home.worker}-good"
+    path = tmp_path / "stacks.tar.gz"
+    await build(home, odd, "11")
+    away.write_stack(odd, 'runtime = "crun"\n')
     await build(home, good, "5")
     revision = await build(home, bad, "6")
     home.write_stack(bad, 'smoke = ["false"]\n')
     await export(home, path)
-    with pytest.raises(SmokeError, match=f"{bad}: revision {revision} failed its smoke test"):
+    with pytest.raises(SmokeError, match=f"{bad}: revision {revision} failed its smoke test") as told:
         await take_in(away, path)
+    assert "crun" in str(told.value)
     assert await version(away, good) == "5"
+    assert (away.stacks / good / "stack.toml").stat().st_mode & 0o777 == 0o644
     assert not (away.stacks / bad).exists()
     record = ledger_of(settings_of(away)).record(bad, revision)
     assert record is not None

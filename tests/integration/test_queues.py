@@ -145,6 +145,18 @@ async def test_a_job_that_waits_on_its_worker_says_for_what(desk: Desk) -> None:
     await waiting.finished()
 
 
+async def test_jobs_that_are_passed_on_are_told_with_the_reason(desk: Desk) -> None:
+    job = await desk.acme.submit(sh("true"), stack="elsewhere")
+    reason = (await job.event("deferred"))["reason"]
+    assert reason == 'this worker has no stack "elsewhere"'
+    rows = [line.split(maxsplit=3) for line in (await desk.ask("queues")).splitlines()]
+    assert ["acme", job.id, "elsewhere", reason] in rows
+    (told,) = [told for told in await desk.told("queues") if told.get("id") == job.id]
+    assert (told["state"], told["reason"]) == ("deferred", reason)
+    await desk.acme.cancel(job)
+    await job.finished()
+
+
 async def test_a_paused_worker_is_why_jobs_wait(desk: Desk) -> None:
     await desk.command("pause")
 

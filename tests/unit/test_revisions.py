@@ -311,6 +311,20 @@ async def test_nobody_waits_for_the_engine_to_delete(world: World) -> None:
     assert world.ledger.pointer("py") == Pointer(current="one", previous="other")
 
 
+async def test_one_damaged_record_takes_nothing_with_it(world: World) -> None:
+    for name in ("one", "two"):
+        world.add("py", name)
+        world.add("other", name)
+    folder = world.ledger._folder
+    (folder / "py/revisions/one").write_text("{")
+    (folder / "other/pointer.json").write_text("{")
+    assert [record.revision for record in world.ledger.records("py")] == ["two"]
+    assert [str(folder / "py/revisions/one") in fault for fault in world.ledger.faults("py")] == [True]
+    assert [str(folder / "other/pointer.json") in fault for fault in world.ledger.faults("other")] == [True]
+    assert await world.pruned() == ["two"]
+    assert world.ledger.record("other", "one") is not None
+
+
 async def test_what_is_made_again_while_it_is_deleted_is_not_forgotten(world: World) -> None:
     world.add("py", "one")
     remove = world.shelf.remove

@@ -49,10 +49,10 @@ async def export_stacks(settings: Settings, wanted: Sequence[str], path: Path, s
 async def import_stacks(settings: Settings, path: Path, say: Say, *, use: bool) -> AsyncIterator[Admitted]:
     """Take in an archive: check it, load its images, test each revision and, to `use` it, make it current.
 
-    A revision that fails its test is kept out, and the others are taken in; that is raised at the end. Raises
-    `ArchiveError`, `SmokeError`, `ConfigError`, `EngineError`; what was not tested by then leaves nothing.
+    One that fails its test, or cannot run here, is kept out, and the others are taken in; that is raised at the end.
+    Raises `ArchiveError`, `SmokeError`, `ConfigError`, `EngineError`; what was not tested by then leaves nothing.
     """
-    failed = []
+    failed: list[SmokeError | ConfigError] = []
     with _spool(None) as tar:
         say(f"reading {path}")
         room = shutil.disk_usage(tempfile.gettempdir()).free
@@ -72,12 +72,13 @@ async def import_stacks(settings: Settings, path: Path, say: Say, *, use: bool) 
                     with _installed(settings.stacks.dir / each.stack / FILE, files[each.stack], say):
                         stock.catalog.check(each.stack)
                         admitted = await admission.admit(built, use=use)
-                except SmokeError as error:
-                    failed.append(str(error))
+                except (SmokeError, ConfigError) as error:
+                    failed.append(error)
                 else:
                     yield admitted
     if failed:
-        raise SmokeError("\n".join(failed))
+        told = "\n".join(map(str, failed))
+        raise ConfigError(told) if all(isinstance(error, ConfigError) for error in failed) else SmokeError(told)
 
 
 async def _packed(stock: Stock, name: str) -> Packed:
@@ -178,7 +179,9 @@ def _installed(path: Path, content: bytes, say: Say) -> Iterator[None]:
     draft = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o755)  # the daemon reads it, whatever the umask of whoever imports
         draft.write_bytes(content)
+        draft.chmod(0o644)
         draft.replace(path)
     except OSError as error:
         raise ConfigError(f"stacks.dir: {path} cannot be written: {error.strerror}") from error
@@ -195,8 +198,9 @@ def _installed(path: Path, content: bytes, say: Say) -> Iterator[None]:
 def _spool(folder: Path | None) -> Iterator[BufferedRandom]:
     """A file for images, which are too many for memory; it goes by itself."""
     try:
-        with tempfile.TemporaryFile(prefix="runner-stacks-", dir=folder) as file:
-            yield file
+        file = tempfile.TemporaryFile(prefix="runner-stacks-", dir=folder)  # noqa: SIM115 - closed below
     except OSError as error:
         where = folder or tempfile.gettempdir()
         raise ArchiveError(f"the images cannot be put into {where}: {error.strerror or error}") from error
+    with file:
+        yield file

@@ -127,6 +127,13 @@ class Local:
 
         What concerns when and how often a job starts (delay, retries …) is left out: this is one attempt, now.
         """
+        try:
+            return await self._tell(job, stacks, policy, show, interrupts)
+        except BaseExceptionGroup as group:
+            # A fault of one task is what it is; a group would pass by whoever tells faults.
+            raise (_only(group) or group) from None
+
+    async def _tell(self, job: Job, stacks: Stacks, policy: Policy, show: Show, interrupts: Interrupts) -> JobResult:
         stack, plan = await self._choose(job, stacks, replace(policy, egress=self.watch.gate.refusal))
         told = _Told(show)
         async with asyncio.TaskGroup() as tasks:
@@ -315,6 +322,14 @@ def _killed(folder: Path) -> list[Path]:
             if path.stat().st_mtime < latest and not WorkerLock(path).held():
                 found.append(path)
     return found
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The only error in a group, however deep; None where there are several."""
+    if len(group.exceptions) > 1:
+        return None
+    (error,) = group.exceptions
+    return _only(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _obey(run: Run, interrupts: Interrupts) -> None:

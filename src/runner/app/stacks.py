@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -130,15 +130,26 @@ async def show_stacks(settings: Settings) -> tuple[Sequence[Shown], Bytes]:
 
 
 async def _shown(stock: Stock, listed: Listed, found: Sequence[Revision], sizes: dict[str, Bytes]) -> Shown:
+    faults = stock.ledger.faults(listed.name)
+    told = dict.fromkeys([*filter(None, [listed.fault]), *faults])
+    listed = replace(listed, fault="; ".join(told) or None)
     stack, mine = listed.stack, [revision for revision in found if revision.stack == listed.name]
     record = stock.ledger.record(listed.name, stack.revision) if stack else None
     return Shown(
         listed=listed,
-        pointer=stock.ledger.pointer(listed.name),
+        pointer=_pointer(stock.ledger, listed.name),
         built=record.built if record else None,
         size=await disk(stock.images, [stack.image]) if stack else None,
         revisions=tuple((revision, sizes[revision.image]) for revision in mine),
     )
+
+
+def _pointer(ledger: Ledger, stack: str) -> Pointer | None:
+    """The stack's pointer if it can be read; what is wrong with it is among the stack's faults."""
+    try:
+        return ledger.pointer(stack)
+    except ConfigError:
+        return None
 
 
 def _folder(settings: Settings, name: str) -> Path:

@@ -84,7 +84,7 @@ def _write(stream: BinaryIO, data: bytes) -> None:
     try:
         stream.write(data)
         stream.flush()
-    except BrokenPipeError:
-        # Whoever read us has left. The job goes on, and so do we, for its exit code.
+    except OSError:
+        # Whoever read us has left, or their disk is full. The job goes on, and so do we, for its exit code.
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
             os.dup2(nowhere.fileno(), stream.fileno())

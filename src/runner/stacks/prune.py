@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Protocol
 
+from runner.errors import ConfigError
 from runner.job import Bytes
 from runner.stacks import names
 from runner.stacks.images import Image
@@ -140,7 +141,10 @@ class Pruning:
         stack, name = revision.stack, revision.revision
         if revision.in_test or time.time() - self._needed(revision) < self.guard.total_seconds():
             return False
-        pointer = self.ledger.pointer(stack)
+        try:
+            pointer = self.ledger.pointer(stack)
+        except ConfigError:
+            return False  # who knows what is current? `stacks list` tells of it
         if pointer is not None and name in (pointer.current, pointer.previous):
             return False
         tagged = [names.tagged(stack, tag) for tag in (names.CURRENT, names.PREVIOUS) if pointer is None]

@@ -132,11 +132,27 @@ class Ledger:
         return _read(self._folder / stack / _REVISIONS / revision, Record)
 
     def records(self, stack: str) -> Sequence[Record]:
-        """Those of all revisions of the stack, oldest first."""
+        """Those of all revisions of the stack, oldest first. What cannot be read is left out: see `faults`."""
+        found = []
+        for path in self._kept(stack):
+            with suppress(ConfigError):
+                found.append(_read(path, Record))
+        return sorted(filter(None, found), key=lambda record: record.built)
+
+    def faults(self, stack: str) -> Sequence[str]:
+        """What is kept of the stack and cannot be read, a sentence each."""
+        found: list[str] = []
+        kept: list[tuple[Path, type[BaseModel]]] = [(self._folder / stack / _POINTER, Pointer)]
+        for path, model in kept + [(path, Record) for path in self._kept(stack)]:
+            try:
+                _read(path, model)
+            except ConfigError as error:
+                found += error.faults
+        return found
+
+    def _kept(self, stack: str) -> Sequence[Path]:
         folder = self._folder / stack / _REVISIONS
-        names = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-        found = [record for name in names if (record := self.record(stack, name)) is not None]
-        return sorted(found, key=lambda record: record.built)
+        return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
 
     def write(self, stack: str, record: Record) -> None:
         """Note what is known of a revision, in place of what was."""
