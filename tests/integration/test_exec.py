@@ -74,6 +74,17 @@ async def test_a_full_disk_behind_our_output_does_not_stop_the_job(place: Place)
     await nothing_left(place)
 
 
+async def test_code_has_no_message_to_fit_into(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "noise").write_bytes(os.urandom(1 << 20))
+    words = ("exec", "--stack", place.worker, "--code", str(tmp_path / "app"), "--", "wc", "-c", "/job/code/noise")
+    assert (await place.call(*words))[:2] == (0, "1048576 /job/code/noise\n")
+    code, _, err = await place.call(*words, RUNNER_CODE__MAX_BYTES="1m")
+    assert code == 2
+    assert "more than 1 MiB when it is packed, the most here (code.max_bytes)" in err
+    await nothing_left(place)
+
+
 async def test_json_has_the_events_and_batches_as_they_would_be_published(place: Place, tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     file.write_text(json.dumps({"id": "mine", "stack": place.worker, "labels": {"a": "b"}, "retry": {"max": 3}}))

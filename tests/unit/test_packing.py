@@ -136,6 +136,14 @@ def test_what_does_not_fit_is_refused_with_the_remedy(app: Path) -> None:
     assert f"{app}/noise has more than" in refused(app / "noise")
 
 
+def test_without_a_message_the_worker_sets_the_bound(app: Path) -> None:
+    (app / "noise").write_bytes(os.urandom(INLINE_MAX))
+    assert len(pack(app, most=1 << 20).archive) > INLINE_MAX
+    for path in (app, app / "noise"):
+        with pytest.raises(RejectedError, match=r"has more than 100 KiB .*\(code\.max_bytes\)"):
+            pack(path, most=100 << 10)
+
+
 def test_what_fits_fits_into_a_message(app: Path) -> None:
     (app / "noise").write_bytes(os.urandom(INLINE_MAX - 4096))
     field = pack(app).field

@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,11 +14,11 @@ import click
 from runner.app.exec import exec_job
 from runner.app.local import Interrupts, local_job
 from runner.cli.exits import exit_code_of
-from runner.cli.options import JSON, TENANT, job_message, job_options
+from runner.cli.options import JSON, TENANT, job_message, job_options, packed_code
 from runner.cli.output import log_reader, tell_end, write_json, write_lines
 from runner.client.messages import Result, decode_batch, decode_event, decode_result
 from runner.codec import Notice, encode_batch
-from runner.job import EventKind, Job
+from runner.job import EventKind, InlineCode, Job
 from runner.ports import Batch
 from runner.settings import Settings, load_settings
 
@@ -29,7 +31,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @JSON
 @click.pass_context
 def command(
-    ctx: click.Context, /, *, message: dict[str, Any], command: tuple[str, ...], as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    *,
+    message: dict[str, Any],
+    command: tuple[str, ...],
+    as_json: bool,
+    code: Path | None,
+    **options: Any,
 ) -> None:
     """Run a job here and now, with no broker.
 
@@ -38,9 +47,10 @@ def command(
     Exit codes: as of run.
     """
     settings = load_settings(os.environ)
-    job = local_job(
-        job_message(message, command, options), f"{options['pool']}.{options['priority']}.{options['tenant']}"
-    )
+    told = job_message(message, command, {**options, "code": None})
+    job = local_job(told, f"{options['pool']}.{options['priority']}.{options['tenant']}")
+    if code is not None:  # there is no message that it would have to fit into
+        job = replace(job, code=InlineCode(archive=packed_code(code, most=settings.code.max_bytes).archive))
     ctx.exit(exit_code_of(asyncio.run(_exec(settings, job, as_json=as_json))))
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from runner.client import Client
-from runner.client.packing import pack
+from runner.client.packing import Packed, pack
 from runner.settings import Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,12 +73,11 @@ def _job_file(_: click.Context, option: click.Parameter, value: str | None) -> d
     return message
 
 
-def _code(_: click.Context, __: click.Parameter, value: Path | None) -> dict[str, str] | None:
-    if value is None:
-        return None
-    packed = pack(value)
+def packed_code(path: Path, *, most: int | None = None) -> Packed:
+    """What `--code` names, packed (see `pack`), and told."""
+    packed = pack(path, most=most)
     click.echo(f"runner: code: {packed}", err=True)
-    return packed.field
+    return packed
 
 
 TENANT = click.option(
@@ -109,7 +108,6 @@ _JOB = (
         "--code",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        callback=_code,
         help="A folder, shown to it in JOB_CODE_DIR; or a tar.gz or zip.",
     ),
     click.option("--stdin", callback=_content, help="What its standard input gives: text, @PATH, or - for stdin."),
@@ -148,7 +146,9 @@ def job_message(message: Mapping[str, Any], command: tuple[str, ...], options: M
     What is wrong with it is not told here, but by the judge that the workers ask as well.
     """
     merged = dict(message)
-    merged |= {field: options[field] for field in (*_FIELDS, "payload", "code", "stdin") if options[field] is not None}
+    merged |= {field: options[field] for field in (*_FIELDS, "payload", "stdin") if options[field] is not None}
+    if options["code"] is not None:
+        merged["code"] = packed_code(options["code"]).field
     if options["fence"]:
         merged["fence"] = True
     if options["retries"] is not None:

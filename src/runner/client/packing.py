@@ -46,19 +46,19 @@ class Packed:
         return f"{self.files} {'file' if self.files == 1 else 'files'}, {format_size(self.size)}, packed to {packed}"
 
 
-def pack(path: Path) -> Packed:
-    """A folder as an archive, or an archive (tar.gz or zip) as it is.
+def pack(path: Path, *, most: int | None = None) -> Packed:
+    """A folder as an archive, or an archive (tar.gz or zip) as it is, of at most so many bytes (`code.max_bytes`).
 
-    Raises `RejectedError` for what cannot be read, is no code, or does not fit into a message.
+    Without `most` it has to fit into a message. Raises `RejectedError` for what cannot be read, is none, or too large.
     """
     try:
         if path.is_dir():
-            return _pack_folder(path)
+            return _pack_folder(path, most)
         with path.open("rb") as file:
-            archive = file.read(INLINE_MAX + 1)
+            archive = file.read((INLINE_MAX if most is None else most) + 1)
     except OSError as error:
         raise RejectedError(f"code: {error.filename or path} cannot be read: {error.strerror or error}") from error
-    _check_size(path, len(archive))
+    _check_size(path, len(archive), most)
     return Packed(archive=archive)
 
 
@@ -72,8 +72,8 @@ def with_packed_code(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return message
 
 
-def _pack_folder(folder: Path) -> Packed:
-    buffer = _Bounded(folder)
+def _pack_folder(folder: Path, most: int | None) -> Packed:
+    buffer = _Bounded(folder, most)
     files = size = 0
     # No time and no name in its header.
     with (
@@ -93,18 +93,24 @@ def _pack_folder(folder: Path) -> Packed:
 class _Bounded(io.BytesIO):
     """Takes no more than fits: nobody has to wait until a large folder is packed to hear that it is too large."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most: int | None) -> None:
         super().__init__()
         self._folder = folder
+        self._most = most
 
     def write(self, data: Any, /) -> int:
         written = super().write(data)
-        _check_size(self._folder, self.tell())
+        _check_size(self._folder, self.tell(), self._most)
         return written
 
 
-def _check_size(path: Path, size: int) -> None:
-    if size > INLINE_MAX:
+def _check_size(path: Path, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise RejectedError(
+            f"code: {path} has more than {format_size(most)} when it is packed, the most here (code.max_bytes); leave "
+            f"files out ({IGNORE_FILE})"
+        )
+    if most is None and size > INLINE_MAX:
         raise RejectedError(
             f"code: {path} has more than {format_size(INLINE_MAX)} when it is packed, the most that fits into a "
             f"message; leave files out ({IGNORE_FILE}), or put a tar.gz of it where workers may fetch it (code.allow) "
