@@ -1,12 +1,18 @@
-"""The folders of local workers, which come and go while one looks."""
+"""The folders of local workers, which come and go while one looks, and how such a worker ends."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from runner.app.local import _killed, _only
+from runner.app import local
+from runner.app.local import _ended_in_time, _killed, _only
+from runner.settings import Settings, load_settings
 
 
 def test_a_folder_that_its_owner_has_just_removed_is_passed_over(
@@ -27,3 +33,44 @@ def test_a_fault_of_one_task_is_told_as_what_it_is() -> None:
     error = OSError("full")
     assert _only(ExceptionGroup("", [ExceptionGroup("", [error])])) is error
     assert _only(ExceptionGroup("", [error, ValueError()])) is None
+
+
+async def test_whoever_is_in_a_hurry_does_not_wait_for_a_removal_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_HURRY", timedelta(milliseconds=50))
+    hurry, gone, given_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def removal() -> None:
+        try:
+            await gone.wait()
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(_ended_in_time(removal(), hurry))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await asyncio.shield(waiting)
+        hurry.set()
+        assert not await waiting
+        assert given_up.is_set()
+        gone.set()
+        assert await _ended_in_time(removal(), hurry)
+
+
+@pytest.mark.parametrize("left", [[], ["runner-x"]])
+async def test_the_folder_goes_with_its_worker_unless_a_container_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: list[str]
+) -> None:
+    class Sweep:
+        async def once(self, *, grace: timedelta) -> None:
+            """There is nothing."""
+
+    @asynccontextmanager
+    async def opened(_settings: Settings, _folder: Path) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(house=SimpleNamespace(sweep=Sweep()), left=left)
+
+    monkeypatch.setattr(local, "_open", opened)
+    async with local.open_local(load_settings({"RUNNER_WORKER__STATE_DIR": str(tmp_path)})):
+        assert len(local.local_folders(tmp_path)) == 1
+    assert len(local.local_folders(tmp_path)) == len(left)

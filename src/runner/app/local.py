@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -46,10 +47,14 @@ from runner.settings import Settings
 from runner.stacks.images import open_images
 from runner.timeline import Timeline
 
+log = logging.getLogger(__name__)
+
 _FOLDER = "exec"
 _NAME_MAX = 40
 _YOUNG = timedelta(minutes=1)
 """How long a folder that nobody has locked is left alone: its owner may be about to."""
+_HURRY = timedelta(seconds=10)
+"""How long a removal may still take after the second interrupt: one that works takes less than a second."""
 _WAITING_MOST = 64
 """Batches that wait for whoever reads us before the job's log is held back, and cut as its limit says."""
 
@@ -59,7 +64,7 @@ Show = Callable[[Notice | Batch], None]
 
 @dataclass(frozen=True, slots=True)
 class Interrupts:
-    """Set by whoever wants the job to end: the first cancels it, the second leaves out its grace."""
+    """Set by whoever wants the job to end: the first cancels it, the second leaves out its grace, and hurries."""
 
     first: asyncio.Event = field(default_factory=asyncio.Event)
     second: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,6 +126,8 @@ class Local:
     metrics: Metrics
     secrets: FileSecrets
     watch: Watch
+    left: list[str] = field(default_factory=list)
+    """The containers for whose removal nobody wanted to wait any longer."""
 
     async def run(self, job: Job, stacks: Stacks, policy: Policy, show: Show, interrupts: Interrupts) -> JobResult:
         """Run the job to its end; how it ended. Raises `EngineError` when the engine does not know the stack's image.
@@ -205,12 +212,14 @@ class Local:
             return _ended(plan.job, _refusal(error))
         finally:
             obeying.cancel()
-            await self.house.engine.discard(attempt)
+            if not await _ended_in_time(self.house.engine.discard(attempt), interrupts.second):
+                self.left.append(attempt.container_name)
+                log.warning("the container %s is left to runner reap --expired", attempt.container_name)
 
 
 @asynccontextmanager
 async def open_local(settings: Settings) -> AsyncIterator[Local]:
-    """A worker of its own beside the daemon; at the end nothing is left of it.
+    """A worker of its own beside the daemon; at the end nothing is left of it, unless `left` says what.
 
     Each has a folder `<state_dir>/exec/<worker>` whose lock says that it lives: what a killed one leaves is found and
     removed by the next one, and by `runner reap --expired`. Raises `EngineError` when the engine does not answer, and
@@ -220,13 +229,16 @@ async def open_local(settings: Settings) -> AsyncIterator[Local]:
     worker = _own_name(settings.worker.name)
     folder = settings.worker.state_dir / _FOLDER / worker
     _make(settings.worker.state_dir, folder)
+    left: list[str] = []
     with WorkerLock(folder).hold():
         try:
             async with _open(settings, folder) as local:
+                left = local.left
                 await local.house.sweep.once(grace=timedelta(0))  # another process may have had our number
                 yield local
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not left:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def local_folders(state_dir: Path) -> list[Path]:
@@ -337,6 +349,21 @@ async def _obey(run: Run, interrupts: Interrupts) -> None:
     run.stop(StopReason.CANCELLED, "interrupted at the terminal")
     await interrupts.second.wait()
     run.stop(StopReason.CANCELLED, at_once=True)
+
+
+async def _ended_in_time(removal: Coroutine[Any, Any, None], hurry: asyncio.Event) -> bool:
+    """Wait for a removal, which takes as long as it takes, or no more than a moment after somebody is in a hurry."""
+    removing, hurrying = asyncio.create_task(removal), asyncio.create_task(hurry.wait())
+    try:
+        await asyncio.wait({removing, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait({removing}, timeout=_HURRY.total_seconds())
+        if ended:
+            await removing
+        return bool(ended)
+    finally:
+        removing.cancel()
+        hurrying.cancel()
+        await asyncio.gather(removing, hurrying, return_exceptions=True)
 
 
 def _refusal(error: RejectedError | DeferredError) -> Verdict:

@@ -43,8 +43,8 @@ def command(
     """Run a job here and now, with no broker.
 
     In the same sandbox, with the same limits and environment, as the daemon of this machine would run it, once: what
-    says when or how often a job starts is left out. The first Ctrl-C cancels it, the second leaves out its grace.
-    Exit codes: as of run.
+    says when or how often a job starts is left out. The first Ctrl-C cancels it, the second leaves out its grace,
+    and waits no longer than ten seconds for its container to be removed. Exit codes: as of run.
     """
     settings = load_settings(os.environ)
     told = job_message(message, command, {**options, "code": None})
