@@ -53,6 +53,8 @@ _LOG_STRIDE = 8
 """How many of the last batches are on their way at once."""
 _PROGRESS_EVERY = 1.0
 _NOTE_EVERY = 1.0
+_NOTED_WITHIN = 5.0
+"""Seconds that the journal may take; it goes on writing afterwards."""
 _DISK_EVERY = 1.0
 _DISK_SHARE = 20
 _DISK_LONGEST = 30.0
@@ -337,11 +339,13 @@ class Run:
         await self._note("a job's start", self.journal.started(self.attempt.claim, container.id, deadline))
 
     async def _note(self, what: str, writing: Awaitable[None]) -> None:
-        """Put it on record. Where the journal's disk is full the job goes on, and is ended in time, all the same."""
+        """Put it on record. Where the journal's disk is full or hangs, the job is ended in time all the same."""
         try:
-            await writing
-        except JournalError as error:
-            log.warning("%s was not noted", what, extra={"claim": self.attempt.claim, "fault": str(error)})
+            async with asyncio.timeout(_NOTED_WITHIN):
+                await writing
+        except (JournalError, TimeoutError) as error:
+            fault = str(error) or f"the journal took more than {_NOTED_WITHIN:g} s"
+            log.warning("%s was not noted", what, extra={"claim": self.attempt.claim, "fault": fault})
 
     def _output(self, stream: Stream, data: bytes) -> None:
         if self._stubborn.is_set():

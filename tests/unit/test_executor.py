@@ -150,6 +150,10 @@ async def on_a_full_disk(*_: object) -> None:
     raise JournalError("the journal failed: database or disk is full")
 
 
+async def on_a_disk_that_hangs(*_: object) -> None:
+    await asyncio.Event().wait()
+
+
 async def test_a_job_runs_although_its_start_cannot_be_noted() -> None:
     house = House(*ENDS)
     house.journal.started = on_a_full_disk  # type: ignore[assignment, method-assign]
@@ -167,6 +171,16 @@ async def test_a_job_is_ended_although_its_intent_cannot_be_noted(reason: StopRe
         run.stop(reason)
     assert running.result().verdict.outcome is outcome
     assert house.stops() == [reason]
+
+
+async def test_a_job_is_ended_although_the_journal_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_NOTED_WITHIN", 0.01)
+    house = House(*DEAF)
+    house.journal.stopping = on_a_disk_that_hangs  # type: ignore[assignment, method-assign]
+    async with house.run() as (run, running):
+        await until(lambda: house.runs)
+        run.stop(StopReason.CANCELLED)
+    assert running.result().verdict.outcome is Outcome.CANCELLED
 
 
 async def test_a_job_that_ends_well_gives_its_output() -> None:
