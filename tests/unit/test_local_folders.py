@@ -4,14 +4,19 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.attempts import make_attempt
 
+from runner.adapters.journal import open_journal
 from runner.app import local
 from runner.app.local import _ended_in_time, _killed, _only
+from runner.app.stacks import claimed_images
+from runner.job import Choices
+from runner.ports import ClaimRecord
 from runner.settings import Settings, load_settings
 
 
@@ -74,3 +79,22 @@ async def test_the_folder_goes_with_its_worker_unless_a_container_is_left(
     async with local.open_local(load_settings({"RUNNER_WORKER__STATE_DIR": str(tmp_path)})):
         assert len(local.local_folders(tmp_path)) == 1
     assert len(local.local_folders(tmp_path)) == len(left)
+
+
+async def test_images_of_jobs_of_exec_are_in_use_as_well(tmp_path: Path) -> None:
+    assert await claimed_images(tmp_path) == frozenset()
+    (tmp_path / "exec" / "w-exec-2").mkdir(parents=True)  # it has no journal yet
+    for folder, image in ((tmp_path, "sha256:daemons"), (tmp_path / "exec" / "w-exec-1", "sha256:ours")):
+        attempt = make_attempt("true", image=image)
+        async with open_journal(folder, lambda: datetime.now(UTC)) as journal:
+            await journal.claimed(
+                ClaimRecord(
+                    claim=attempt.claim,
+                    key=attempt.plan.job.key,
+                    container_name=attempt.container_name,
+                    attempt=1,
+                    claimed=datetime.now(UTC),
+                    choices=Choices.of(attempt.plan),
+                )
+            )
+    assert await claimed_images(tmp_path) == {"sha256:daemons", "sha256:ours"}
