@@ -114,6 +114,7 @@ async def test_revisions_are_built_used_rolled_back_and_pinned(operator: Operato
     assert await operator.version() == "one"
 
     three = await operator.build("three", use=False)
+    assert ledger_of(operator.settings).used(operator.stack, three) > 0  # so that it is not pruned before it is used
     assert await operator.version() == "one"
     assert await operator.use(three) == Pointer(current=three, previous=one)
     assert await operator.version() == "three"
