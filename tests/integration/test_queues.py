@@ -127,7 +127,7 @@ async def test_a_log_is_followed_without_gaps_or_repeats(desk: Desk) -> None:
 
 
 async def test_a_job_that_waits_on_its_worker_says_for_what(desk: Desk) -> None:
-    running = await desk.acme.submit(sh(f"echo here; {HOLD}"), limits={"cpus": 1.5, "timeout": "20s"})
+    running = await desk.acme.submit(sh(f"echo here; {HOLD}"), limits={"cpus": 1.5})
     await running.wrote("here\n")
     waiting = await desk.acme.submit(sh("true"), limits={"cpus": 1})
     why = "needs 1 CPUs, 0.5 are free"
