@@ -18,7 +18,7 @@ check: lint ## Format, lint, layers, types, unit tests: in seconds, without serv
 	$(BIN)/pytest tests/unit
 
 test: lint ## What check does, and all other tests with a real broker and a real engine
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 services: setup ## Start the private broker and engine; eval "$(make -s services)"
 	@scripts/services start

@@ -25,6 +25,7 @@ async def site_registry(site: Site) -> AsyncIterator[ImageRegistry]:
                         await docker.images.delete(tag, force=True)
 
 
+@pytest.mark.slow
 async def test_jobs_are_passed_on_until_the_daemon_has_filled_itself(site: Site) -> None:
     stacks = [f"{site.ns}-one", f"{site.ns}-two"]
     async with site_registry(site) as registry, site.daemon(stacks__registry=registry.address) as daemon:

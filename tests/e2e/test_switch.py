@@ -66,7 +66,7 @@ async def working(site: Site) -> AsyncIterator[tuple[Daemon, Submitter]]:
         await daemon.stop()
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [24, pytest.param(200, marks=pytest.mark.slow)])
 async def test_jobs_flow_while_revisions_are_switched(site: Site, count: int) -> None:
     async with two_revisions(site) as (stack, settings, versions), working(site) as (_, submitter):
         # Its last words come after all the switches.

@@ -89,6 +89,7 @@ async def test_nothing_waits_on_a_worker_that_takes_no_jobs(site: Site) -> None:
         await daemon.stop()
 
 
+@pytest.mark.slow
 async def test_what_a_killed_daemon_kept_is_replaced(site: Site) -> None:
     site.keep_warm(STACK, 2)
     async with site.daemon(warm__enabled="true") as killed:

@@ -1,5 +1,7 @@
 """Messages that are an attack themselves, and commands that the kernel will not execute."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -32,7 +34,8 @@ def rejected(what: str, reason: str, /, *, command: list[str] | None = None, **f
 
 def with_nul(field: str, reason: str, /, **fields: Any) -> Attack:
     """A message with a NUL in one of its strings."""
-    return rejected(f"NUL in {field}".replace("\0", "␀"), f"{field}: {reason}", **fields)
+    told = re.escape(field.replace(NUL, json.dumps(NUL)))
+    return rejected(f"NUL in {field}".replace("\0", "␀"), f"{told}: {reason}", **fields)
 
 
 def not_executed(name: str, reason: str, *, command: list[str], code: int, **fields: Any) -> Attack:

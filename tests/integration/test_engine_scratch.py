@@ -14,7 +14,7 @@ from runner.job import Bytes, Limits
 
 pytestmark = pytest.mark.engine
 
-ROUNDS = 12
+ROUNDS = 6
 LIMITS = Limits(scratch=Bytes(8 * 2**20))
 KEEPS = "echo kept >/scratch/a; echo up; while [ ! -s $JOB_PROGRESS_FILE ]; do sleep 0.1; done; cat /scratch/a"
 
@@ -25,7 +25,13 @@ async def cleared(house: House) -> None:
     await eventually(lambda: gone(house.state_dir), "no scratch disk is left")
 
 
-@pytest.mark.parametrize("flags", [(), ("--live-restore",)], ids=["containers die with it", "containers live on"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), id="containers die with it"),
+        pytest.param(("--live-restore",), id="containers live on", marks=pytest.mark.slow),
+    ],
+)
 async def test_an_engine_that_crashes(tmp_path: Path, namespace: str, flags: tuple[str, ...]) -> None:
     async with Engine(tmp_path / "engine", flags=flags) as engine:
         image = await build_busybox(engine.url)

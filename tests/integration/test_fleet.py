@@ -105,6 +105,7 @@ async def test_stacks_arrive_whole_share_their_base_and_are_current(home: Place,
     assert await image_ids(away) == before
 
 
+@pytest.mark.slow
 async def test_a_new_revision_is_taken_in_beside_the_old_one(home: Place, away: Place, tmp_path: Path) -> None:
     stack, path = home.worker, tmp_path / "stack.tar.gz"
     old = await build(home, stack, "3")
@@ -143,6 +144,7 @@ async def test_what_fails_its_test_here_is_kept_out_and_installs_nothing(
     assert record.state is State.FAILED
 
 
+@pytest.mark.slow
 async def test_a_stack_file_that_is_here_stays(home: Place, away: Place, tmp_path: Path) -> None:
     stack, path = home.worker, tmp_path / "stack.tar.gz"
     await build(home, stack, "7")

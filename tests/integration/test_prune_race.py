@@ -112,7 +112,7 @@ async def place(engine: Endpoint, busybox_image: str, namespace: str, tmp_path: 
     return Place(url=engine.url, worker=namespace, folder=tmp_path)
 
 
-@pytest.mark.parametrize("rounds", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(500, marks=pytest.mark.slow)])
 async def test_no_job_starts_on_what_is_gone(place: Place, rounds: int) -> None:
     stack, ledger = place.worker, Ledger(place.state_dir / "stacks")
     given = refused = 0
