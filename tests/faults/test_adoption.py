@@ -165,12 +165,13 @@ async def test_a_lease_without_a_container_is_a_lost_attempt(site: Site, acme: S
     job.ended("succeeded", exit_code=0)
 
 
-async def test_killed_again_and_again_no_job_is_lost(site: Site, acme: Submitter) -> None:
+@pytest.mark.parametrize("lives", [8, pytest.param(30, marks=pytest.mark.slow)])
+async def test_killed_again_and_again_no_job_is_lost(site: Site, acme: Submitter, lives: int) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")  # noqa: T201 - shown when the test fails
     chance = random.Random(seed)  # noqa: S311
     jobs: list[Followed] = []
-    for life in range(15):
+    for life in range(lives):
         async with site.daemon() as daemon:
             await daemon.ready()
             for _ in range(2):
