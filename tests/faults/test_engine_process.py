@@ -20,7 +20,7 @@ from tests.e2e.daemon import Daemon, Site, eventually, open_site
 from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
 from tests.engine_proxy import EngineProxy, Fault, after, refuse
 from tests.services import Endpoint, Engine, build_busybox
-from tests.shims import shim_of
+from tests.shims import shim_of, stop_shim
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -246,7 +246,7 @@ async def test_deadlines_and_cancels_hold_while_the_engine_hangs(place: Place) -
 async def test_a_shim_that_hangs_for_a_while_costs_its_job_nothing(place: Place) -> None:
     job = await place.running(f"echo up; {GO}; i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; done; exit 3")
     shim = shim_of((await job.event("started"))["container"])
-    os.kill(shim, signal.SIGSTOP)
+    await stop_shim(shim)
     try:
         place.let_go(job)
         (await place.acme.run(["true"])).ended("succeeded", blame="none", exit_code=0)
@@ -262,7 +262,7 @@ async def test_a_shim_that_hangs_for_a_while_costs_its_job_nothing(place: Place)
 async def test_a_shim_that_hangs_keeps_its_place_and_nothing_else(place: Place) -> None:
     late = await place.running(STUBBORN, limits={"timeout": "4s", "grace": "1s"})
     shim = shim_of((await late.event("started"))["container"])
-    os.kill(shim, signal.SIGSTOP)
+    await stop_shim(shim)
     try:
         await late.finished()
         late.ended("timed_out", blame="job", reason="may still run")
@@ -292,7 +292,7 @@ async def test_a_shim_that_hangs_does_not_hold_up_the_end_of_the_daemon(
     async with open_place(engine_of_ours, broker, tmp_path) as place:
         late = await place.running(STUBBORN, limits={"timeout": "2s", "grace": "0s"})
         shim = shim_of((await late.event("started"))["container"])
-        os.kill(shim, signal.SIGSTOP)
+        await stop_shim(shim)
         try:
             await late.finished()
             place.daemon.terminate()
