@@ -636,8 +636,9 @@ def test_orphans_are_dead_before_the_report(binary: Path) -> None:
         assert not init.over
         end = init.finish()
     assert end.told.status == 5 << 8
-    # Nothing follows the report: the scanner passes on as the job's own what comes behind it.
-    assert set(end.stdout) == set(b"x\n")
+    # Nothing follows the report: the scanner passes on as the job's own what comes behind it. Orphans that came
+    # after the pipe was full wrote no line.
+    assert set(end.stdout) <= set(b"x\n")
 
 
 def test_orphans_that_go_on_forking_are_caught(binary: Path) -> None:
