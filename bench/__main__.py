@@ -20,8 +20,8 @@ from bench.daemon import Runner, runner
 from bench.figures import Figure, cpu_seconds, figure, pss_bytes
 from bench.rivals import BareEngine, DockerRun, celery
 from bench.subject import ROOT, Site, Subject
+from runner.adapters.docker.images import open_images
 from runner.stacks.build import build
-from runner.stacks.images import open_images
 
 OUT = ROOT / "docs" / "bench"
 

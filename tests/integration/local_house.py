@@ -10,7 +10,7 @@ from pathlib import Path
 
 import aiodocker
 
-from runner.stacks.images import open_images
+from runner.adapters.docker.images import open_images
 
 PATIENCE = 60.0
 

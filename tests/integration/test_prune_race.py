@@ -13,10 +13,11 @@ from tests.integration.engine_house import House, open_house
 from tests.integration.local_house import Place, open_place
 from tests.services import Endpoint
 
+from runner.adapters.docker.images import Images, open_images
 from runner.errors import DeferredError
 from runner.job import Bytes, StackRef
 from runner.stacks.catalog import Catalog
-from runner.stacks.images import Image, Images, open_images
+from runner.stacks.images import Image
 from runner.stacks.prune import Pruned, Pruning
 from runner.stacks.revisions import Ledger, Pointer, Record, State
 

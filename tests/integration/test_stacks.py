@@ -11,6 +11,7 @@ import pytest
 from tests.integration.local_house import Place, open_place
 from tests.services import BUSYBOX_TAG, Endpoint
 
+from runner.adapters.docker.images import open_images
 from runner.app.admission import SmokeError
 from runner.app.exec import exec_job
 from runner.app.local import Interrupts, local_job
@@ -21,7 +22,6 @@ from runner.job import Bytes, JobResult
 from runner.ports import Batch
 from runner.settings import Settings, load_settings
 from runner.stacks.build import build
-from runner.stacks.images import open_images
 from runner.stacks.prune import Pruned
 from runner.stacks.revisions import Pointer, RevisionError
 

@@ -10,12 +10,13 @@ import aiodocker
 import pytest
 from tests.services import Endpoint
 
+from runner.adapters.docker.images import Images, open_images
 from runner.errors import ConfigError, EngineGone
 from runner.job import StackRef
 from runner.stacks.build import build
 from runner.stacks.catalog import Catalog
 from runner.stacks.context import pack, prepare
-from runner.stacks.images import BuildError, Images, open_images
+from runner.stacks.images import BuildError
 from runner.stacks.revisions import Ledger
 
 pytestmark = pytest.mark.engine
@@ -104,7 +105,7 @@ async def test_a_new_base_is_a_new_revision(
     base = f"runner-tests/base-{namespace}"
     other = await build(folder, images, print)
     (folder / "prepare").unlink()
-    (folder / "Dockerfile").write_text(f"FROM {base}\n")
+    (folder / "Dockerfile").write_text(f"ARG BASE={base}\nFROM $BASE\n")
     try:
         await images.tag(busybox_image, base, "latest")
         first = await build(folder, images, print)
@@ -204,7 +205,11 @@ def test_the_context_is_the_same_wherever_the_folder_comes_from(tmp_path: Path) 
 
 
 async def test_a_base_of_ours_that_is_not_here_is_not_asked_for_elsewhere(images: Images, folder: Path) -> None:
-    for line in ("FROM runner-base/none", "FROM scratch\nCOPY --chown=0 --from=runner/none:current / /"):
+    for line in (
+        "FROM runner-base/none",
+        "ARG A=none\nFROM runner-base/$A",
+        "FROM scratch\nCOPY --chown=0 --from=runner/none:current / /",
+    ):
         (folder / "Dockerfile").write_text(f"{line}\n")
         with pytest.raises(BuildError, match=r"runner(-base)?/none\S* is not here; run make stacks"):
             await build(folder, images, print)

@@ -10,13 +10,14 @@ from typing import cast
 import pytest
 from tests.fakes import STACK
 
+from runner.adapters.docker.images import Images
 from runner.adapters.docker.probe import Probes
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.adapters.network.rules import Isolation, Segment
 from runner.app.egress import Gate, Watch
 from runner.errors import EngineError, EngineGone
 from runner.settings import load_settings
-from runner.stacks.images import Image, Images
+from runner.stacks.images import Image
 
 RECORD = Record(
     table="runner_runner0",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from runner.adapters.docker.images import Images
 from runner.app.local import Interrupts, open_local
 from runner.app.policy import policy_of
 from runner.codec import Notice, new_ordered_id
@@ -13,7 +14,7 @@ from runner.settings import Settings
 from runner.stacks import names
 from runner.stacks.build import Built
 from runner.stacks.catalog import Catalog
-from runner.stacks.images import Images, Say
+from runner.stacks.images import Say
 from runner.stacks.revisions import Ledger, Record, Smoke, State
 from runner.stacks.switch import Switch
 

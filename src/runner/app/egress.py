@@ -10,6 +10,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from runner.adapters.docker.config import Access
+from runner.adapters.docker.images import Images
 from runner.adapters.docker.probe import Probes
 from runner.adapters.network.host import outward_address, outward_address_6
 from runner.adapters.network.proof import IMAGE, Proof, Target, judge, targets_on
@@ -18,7 +19,6 @@ from runner.app.network import APPLY, difference_of, network_for
 from runner.errors import DeferredError, EngineError, EngineGone, HostError, StartError
 from runner.job import Json, Stack
 from runner.settings import Settings
-from runner.stacks.images import Images
 
 log = logging.getLogger(__name__)
 

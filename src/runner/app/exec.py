@@ -1,11 +1,11 @@
 """`runner exec`: one job on this machine, with its settings and stacks, and no broker."""
 
+from runner.adapters.docker.images import open_images
 from runner.app.local import Interrupts, Show, open_local
 from runner.app.policy import policy_of
 from runner.app.stacks import open_catalog
 from runner.job import Job, JobResult
 from runner.settings import Settings
-from runner.stacks.images import open_images
 
 
 async def exec_job(settings: Settings, job: Job, show: Show, interrupts: Interrupts) -> JobResult:

@@ -15,6 +15,7 @@ from typing import Any
 
 from runner import __version__
 from runner.adapters.docker.engine import OpenEngine, open_engine
+from runner.adapters.docker.images import open_images
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
@@ -44,7 +45,6 @@ from runner.job import (
 from runner.plan import Policy, check_request, make_plan
 from runner.ports import Batch, ClaimRecord, Event, Stacks
 from runner.settings import Settings
-from runner.stacks.images import open_images
 from runner.timeline import Timeline
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from runner import __version__
 from runner.adapters.amqp.memory import Memory, open_memory
 from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.health import EngineHealth
+from runner.adapters.docker.images import Images, open_images
 from runner.adapters.history import History, open_history
 from runner.adapters.http import Views, serve_http
 from runner.adapters.journal import SqliteJournal, open_journal
@@ -43,7 +44,6 @@ from runner.job import JobKey, Json
 from runner.ports import OpenClaim, QueueKey
 from runner.settings import Restart, Settings, load_settings
 from runner.stacks.catalog import Catalog
-from runner.stacks.images import Images, open_images
 from runner.worker import Worker
 from runner.workplace import Outside, Rules
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from runner.adapters.docker.images import Images, open_images
 from runner.adapters.journal import journal_exists, open_journal
 from runner.app.admission import Admission, Admitted
 from runner.app.local import local_folders
@@ -15,7 +16,7 @@ from runner.settings import Settings
 from runner.stacks.build import build
 from runner.stacks.catalog import Catalog, Listed
 from runner.stacks.file import is_stack_name
-from runner.stacks.images import Images, Say, open_images
+from runner.stacks.images import Say
 from runner.stacks.prune import Pruned, Pruning, Revision, disk, revisions
 from runner.stacks.revisions import Ledger, Pointer
 from runner.stacks.switch import Switch

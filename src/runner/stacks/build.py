@@ -3,26 +3,37 @@
 import asyncio
 import hashlib
 import io
-import re
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from runner.errors import ConfigError
 from runner.stacks import names
 from runner.stacks.context import pack, prepare
+from runner.stacks.dockerfile import named_images
 from runner.stacks.file import FILE, StackFile, is_stack_name, read_stack_file
-from runner.stacks.images import BuildError, Image, Images, Say
+from runner.stacks.images import BuildError, Image, Say
 from runner.stacks.revisions import Inputs
 
-_FROM = re.compile(
-    rb"^\s*(?:FROM\s+(?:--\S+\s+)*|(?:COPY|ADD)\s+(?:--\S+\s+)*?--from=)([^\s$]+)(?!\S)", re.IGNORECASE | re.MULTILINE
-)
 _OURS = ("runner-base/", "runner/")
 """How images are called that are made here; in a registry, anybody could have that name."""
 _REVISION_LENGTH = 12
+
+
+class BuiltImages(Protocol):
+    """What building asks of the engine. Methods raise `EngineGone` or `EngineError`."""
+
+    async def inspect(self, name: str) -> Image | None:
+        """The image with that tag or id; None if there is none."""
+
+    async def build(self, context: BinaryIO, labels: Mapping[str, str], say: Say, *, fresh: bool = False) -> str:
+        """Build from a tar with a Dockerfile in it; the new image's id. Raises `BuildError` when a step fails."""
+
+    async def read(self, image: str, path: str, container: str) -> bytes | None:
+        """A file out of the image; None if there is none. `container` names the container that is made to read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,7 @@ class Built:
     pulled: str | None = None
 
 
-async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) -> Built:
+async def build(folder: Path, images: BuiltImages, say: Say, *, fresh: bool = False) -> Built:
     """Build the stack in `folder`, which bears its name; `fresh` runs every step again.
 
     The revision is a hash of what came out: files, environment, and the user. Raises `ConfigError` for a wrong file,
@@ -47,14 +58,23 @@ async def build(folder: Path, images: Images, say: Say, *, fresh: bool = False) 
     with tempfile.TemporaryDirectory(prefix="runner-build-") as prepared, tempfile.TemporaryFile() as context:
         await prepare(folder, Path(prepared), say)
         await asyncio.to_thread(pack, folder, Path(prepared), context)
-        inputs = await _inputs(folder, file, context, images)
+        inputs, named = await _inputs(folder, file, context), _named(folder)
+        bases = await _bases(folder, named, images)
         context.seek(0)
         plain = await _known(images, await images.build(context, {}, say, fresh=fresh))
-    return await adopt(name, file, plain, images, inputs=inputs)
+        # What the engine had to fetch is known by now.
+        bases = {**await _bases(folder, named - bases.keys(), images), **bases}
+    return await adopt(name, file, plain, images, inputs=inputs.model_copy(update={"bases": bases}))
 
 
 async def adopt(
-    name: str, file: StackFile, plain: Image, images: Images, *, inputs: Inputs | None = None, pulled: str | None = None
+    name: str,
+    file: StackFile,
+    plain: Image,
+    images: BuiltImages,
+    *,
+    inputs: Inputs | None = None,
+    pulled: str | None = None,
 ) -> Built:
     """A revision of the stack out of an image that the engine has. Raises `BuildError`, `EngineGone`, `EngineError`."""
     revision = revision_of(plain, file.user)
@@ -78,34 +98,45 @@ def _read(folder: Path, name: str) -> StackFile:
     return read_stack_file(folder / FILE)
 
 
-async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom, images: Images) -> Inputs:
+async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom) -> Inputs:
     context.seek(0)
     digest = await asyncio.to_thread(hashlib.file_digest, context, "sha256")
-    dockerfile = (folder / "Dockerfile").read_bytes()
-    bases = {}
-    for base in {base.decode(errors="replace") for base in _FROM.findall(dockerfile)} - {"scratch"}:
-        if image := await images.inspect(base):  # the name of an earlier stage is no image
-            bases[base] = image.id
-        elif base.startswith(_OURS):
-            # The engine would ask the public registry for it.
-            raise BuildError(f"{folder}/Dockerfile: {base} is not here; run make stacks, or build that stack first")
     return Inputs(
         context=digest.hexdigest(),
-        dockerfile=hashlib.sha256(dockerfile).hexdigest(),
+        dockerfile=hashlib.sha256((folder / "Dockerfile").read_bytes()).hexdigest(),
         stack_file=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
-        bases=bases,
         user=file.user,
     )
 
 
-async def _known(images: Images, image: str) -> Image:
+def _named(folder: Path) -> frozenset[str]:
+    path = folder / "Dockerfile"
+    try:
+        return named_images(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        raise BuildError(f"{path}: {error}") from None
+
+
+async def _bases(folder: Path, named: Collection[str], images: BuiltImages) -> dict[str, str]:
+    """The ids of those images that are here."""
+    bases = {}
+    for base in named:
+        if image := await images.inspect(base):
+            bases[base] = image.id
+        elif base.startswith(_OURS):
+            # The engine would ask the public registry for it.
+            raise BuildError(f"{folder}/Dockerfile: {base} is not here; run make stacks, or build that stack first")
+    return bases
+
+
+async def _known(images: BuiltImages, image: str) -> Image:
     found = await images.inspect(image)
     if found is None:
         raise BuildError("the image that was built is gone; does something else remove images?")
     return found
 
 
-async def _numbers(images: Images, image: str, user: str, revision: str) -> tuple[int, int]:
+async def _numbers(images: BuiltImages, image: str, user: str, revision: str) -> tuple[int, int]:
     """The uid and gid of a user of the image."""
     passwd = await images.read(image, "/etc/passwd", container=f"runner-build-{revision}")
     for line in (passwd or b"").decode(errors="replace").splitlines():
@@ -115,7 +146,7 @@ async def _numbers(images: Images, image: str, user: str, revision: str) -> tupl
     raise BuildError(f'the image has no user "{user}" in /etc/passwd; add it in the Dockerfile or write a number')
 
 
-async def _label(images: Images, image: str, labels: Mapping[str, str]) -> str:
+async def _label(images: BuiltImages, image: str, labels: Mapping[str, str]) -> str:
     """The same image with labels; the user's numbers are not known before it exists."""
     context = io.BytesIO()
     dockerfile = f"FROM {image}\n".encode()

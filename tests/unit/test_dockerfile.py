@@ -1,0 +1,35 @@
+"""The images that a Dockerfile stands on are those that the engine would ask for."""
+
+import re
+
+import pytest
+
+from runner.stacks.dockerfile import named_images
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "images"),
+    [
+        ("FROM scratch\nCOPY . /\n", set()),
+        ("from --platform=linux/amd64 debian:12 as build\nFROM build\nCOPY --from=build /x /\n", {"debian:12"}),
+        ("FROM a AS one\nCOPY --chown=0 --from=0 / /\nCOPY --from=runner/b:current / /\n", {"a", "runner/b:current"}),
+        ("FROM base AS Build\nCOPY --from=build / /\nFROM BUILD\n", {"base"}),
+        ("# escape=`\nFROM `\n  # a word between\n\n  runner/a\n", {"runner/a"}),
+        ("FROM \\\n  runner/a\nRUN echo \\\n  FROM runner/b\n", {"runner/a"}),
+        ("ARG BASE=runner-base/trixie\nFROM $BASE\n", {"runner-base/trixie"}),
+        ("ARG R=trixie\nARG BASE=\"runner-base/${R}\"\nFROM '${BASE}'\n", "only $NAME"),
+        ('ARG R=trixie BASE="runner-base/${R}"\nFROM "${BASE}"\n', {"runner-base/trixie"}),
+        ("ARG TAG\nFROM debian:${TAG:-12}\n", {"debian:12"}),
+        ("ARG TAG=13\nARG ODD=${TAG%3}\nFROM debian:${TAG:-12}\n", {"debian:13"}),
+        ("ARG BASE\nFROM $BASE\n", "BASE has no value"),
+        ("FROM debian\nARG BASE=x\nFROM $BASE\n", "BASE has no value"),
+        ("ARG TAG=13\nARG BASE=debian:${TAG%3}\nFROM $BASE\n", "only $NAME"),
+        ("FROM debian\nARG FROM=runner/a\nCOPY --from=$FROM / /\n", "no ARG counts here"),
+    ],
+)
+def test_images_are_found_however_they_are_written(dockerfile: str, images: set[str] | str) -> None:
+    if isinstance(images, str):
+        with pytest.raises(ValueError, match=re.escape(images)):
+            named_images(dockerfile)
+    else:
+        assert named_images(dockerfile) == images
