@@ -21,7 +21,7 @@ _Args = Mapping[str, str | ValueError]
 
 
 def named_images(dockerfile: str) -> frozenset[str]:
-    """The images that FROM and `--from` name, without `scratch` and stages. Raises `ValueError` with what is unclear."""
+    """The images that FROM and `--from` name: no stages, no `scratch`. Raises `ValueError` with what is unclear."""
     args: dict[str, str | ValueError] = {}
     stages, images = {"scratch"}, set[str]()
     started = False
