@@ -327,6 +327,7 @@ class Run:
         self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
         self.timeline.tell(
             EventKind.STARTED,
+            again=self.earlier.record.told + 1 if self.earlier is not None else None,
             container=container.id,
             warm=container.warm,
             deadline=started + plan.limits.timeout,

@@ -353,7 +353,10 @@ class LogSink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRecord:
-    """What the journal knows of a claim from before its container exists."""
+    """What the journal knows of a claim from before its container exists.
+
+    `told` is the number of its event `claimed`.
+    """
 
     claim: str
     key: JobKey
@@ -361,6 +364,7 @@ class ClaimRecord:
     attempt: int
     claimed: datetime
     choices: Choices | None = None
+    told: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from runner.errors import BrokerError, DeferredError, EngineUnfit, ImageMissing, RejectedError
@@ -49,7 +49,7 @@ class Tenure:
             return
         key, number = self.held.job.key, self.lease.number
         record = self.place.record(self.held.claim, key, claimed, number, Choices.of(plan))
-        await self.place.outside.journal.claimed(record)
+        await self.place.outside.journal.claimed(replace(record, told=self.timeline.seq + 1))
         self.timeline.tell(EventKind.CLAIMED)
         await self._see_through(self._make_run(plan, claimed))
 

@@ -46,15 +46,19 @@ class Timeline:
         """The job's id, whatever was submitted."""
         return self.submission.key.id if isinstance(self.submission, Job) else self.submission.id
 
-    def event(self, kind: EventKind, **details: Unpack[Details]) -> Event:
-        """The next event; `send` it, or nobody hears of it."""
-        self.seq += 1
+    def event(self, kind: EventKind, *, again: int | None = None, **details: Unpack[Details]) -> Event:
+        """The next event; `send` it, or nobody hears of it.
+
+        `again` is its number where an earlier life may have told it: whoever knows that one then drops this one.
+        """
+        if again is None:
+            self.seq += 1
         return Event(
             kind=kind,
             submission=self.submission,
             worker=self.worker,
             claim=self.claim,
-            seq=self.seq,
+            seq=self.seq if again is None else again,
             attempt=self.attempt,
             time=self.now(),
             claimed=self.claimed,
@@ -74,9 +78,9 @@ class Timeline:
         # Tasks start in the order of their making, and a channel sends in the order of its callers.
         self._untold.append(self.tasks.create_task(self.events.publish(event)))
 
-    def tell(self, kind: EventKind, **details: Unpack[Details]) -> None:
+    def tell(self, kind: EventKind, *, again: int | None = None, **details: Unpack[Details]) -> None:
         """Make the next event and send it."""
-        self.send(self.event(kind, **details))
+        self.send(self.event(kind, again=again, **details))
 
     async def told(self) -> None:
         """Return when the broker has confirmed every event so far."""

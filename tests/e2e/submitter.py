@@ -96,8 +96,10 @@ class Followed:
         assert reason in result["reason"], result["reason"]
 
     def add(self, message: AbstractIncomingMessage, *, log: bool) -> None:
-        """Put down what came."""
+        """Put down what came, unless it has come before: an event may be told twice, and bears the same id then."""
         body = json.loads(message.body)
+        if not log and message.message_id in self.message_ids:
+            return
         if not log:
             self.events.append(body)
             self.message_ids.append(message.message_id)

@@ -55,9 +55,8 @@ def written(job: Followed, stream: str = "out") -> str:
 
 
 def distinct(job: Followed, kind: str) -> list[dict[str, Any]]:
-    """The events of that kind; one that came twice under the same id counts once."""
-    by_id = {key: event for key, event in zip(job.message_ids, job.events, strict=True) if event["event"] == kind}
-    return list(by_id.values())
+    """The events of that kind."""
+    return [event for event in job.events if event["event"] == kind]
 
 
 def only(job: Followed, kind: str) -> dict[str, Any]:

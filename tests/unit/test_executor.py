@@ -595,6 +595,16 @@ async def test_a_job_of_an_earlier_life_goes_on_where_it_was() -> None:
     assert house.observer.started == []
 
 
+async def test_a_start_that_an_earlier_life_did_not_note_is_told_under_the_number_that_it_had_there() -> None:
+    house = House(*RUNS)
+    await adopted(house, deadline=None, record=replace(house.record, told=2))
+    async with house.run() as (_, _running):
+        await until(lambda: house.runs)
+        house.container.finish(Exit(code=0, complete=True))
+    (started,) = [event for event in house.events.of("job-1") if event.kind is EventKind.STARTED]
+    assert started.seq == 3, "the event after `claimed`"
+
+
 async def test_a_job_that_an_earlier_life_was_ending_is_ended_for_the_same_reason() -> None:
     house = House(*RUNS)
     await adopted(house, stop=StopReason.TIMEOUT)

@@ -61,6 +61,9 @@ _MIGRATIONS = (
         at INTEGER NOT NULL         -- when the leases of all open claims were last known to be renewed
     ) STRICT;
     """,
+    """
+    ALTER TABLE claims ADD COLUMN told INTEGER NOT NULL DEFAULT 1;  -- the number of the event `claimed`
+    """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
@@ -79,14 +82,15 @@ class SqliteJournal:
     async def claimed(self, record: ClaimRecord) -> None:
         """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
         await self._run(
-            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, choices)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, told, choices)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             record.claim,
             record.key.tenant,
             record.key.id,
             record.container_name,
             record.attempt,
             _to_number(record.claimed),
+            record.told,
             encode_choices(record.choices) if record.choices is not None else None,
         )
 
@@ -162,7 +166,8 @@ class SqliteJournal:
         """The claims that were not ended, oldest first: at start, what an earlier life of this worker left."""
         rows = await self._run(
             "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline, choices, lives, stop,"
-            " stop_detail, logged_out, logged_err, logged_seq FROM claims WHERE ended IS NULL ORDER BY claimed, claim"
+            " stop_detail, logged_out, logged_err, logged_seq, told FROM claims"
+            " WHERE ended IS NULL ORDER BY claimed, claim"
         )
         return tuple(_open_claim(row) for row in rows)
 
@@ -273,6 +278,7 @@ def _open_claim(row: sqlite3.Row) -> OpenClaim:
         container_name=row["container_name"],
         attempt=row["attempt"],
         claimed=_to_time(row["claimed"]),
+        told=row["told"],
         choices=decode_choices(row["choices"]) if row["choices"] is not None else None,
     )
     return OpenClaim(
