@@ -26,14 +26,14 @@ LOGS, LIST = "GET .*/logs", "GET .*/containers/json"
 SLEEPS = ("sh", "-c", "echo up; exec sleep 1000")
 GO = "while [ ! -s $JOB_PROGRESS_FILE ]; do sleep 0.05; done"
 SHORT: TimeLimits = dict(TIME_LIMITS) | {
-    Operation.CREATE: timedelta(seconds=2),
-    Operation.START: timedelta(seconds=3),
-    Operation.ATTACH: timedelta(seconds=1),
+    Operation.CREATE: timedelta(seconds=4),
+    Operation.START: timedelta(seconds=15),
+    Operation.ATTACH: timedelta(seconds=3),
     Operation.DELETE: timedelta(seconds=1),
     Operation.KILL: timedelta(seconds=1),
-    Operation.INSPECT: timedelta(seconds=1),
+    Operation.INSPECT: timedelta(seconds=3),
 }
-"""Time limits for an engine that is not busy."""
+"""Time limits that a busy engine keeps, too, while it is asked for a few things at once."""
 
 
 HouseFor = Callable[..., AbstractAsyncContextManager[tuple[House, EngineProxy]]]
@@ -96,7 +96,7 @@ FAILS = [
     (CREATE, lose, EngineGone),
     (CREATE, garble, EngineError),
     (CREATE, cut_short, EngineGone),
-    (CREATE, delay(2.5), EngineGone),
+    (CREATE, delay(4.5), EngineGone),
     (CREATE, refuse(500, "no space left on device"), EngineUnfit),
     (CREATE, refuse(500, "layer does not exist"), EngineError),
     (CREATE, refuse(409, "Conflict. The container name is already in use"), EngineError),
