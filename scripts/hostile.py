@@ -22,8 +22,8 @@ from secrets import token_hex
 
 import aiodocker
 from tests.e2e.daemon import open_site
-from tests.e2e.submitter import Followed, Submitter, open_submitter
-from tests.hostile.arena import submit, submit_neighbour
+from tests.e2e.submitter import Followed, open_submitter
+from tests.hostile.arena import Arena
 from tests.hostile.attack import STACKS, Attack
 from tests.hostile.image import build_image, compile_attacks
 from tests.services import build_busybox, endpoint
@@ -38,27 +38,27 @@ ENDLESS = 10**9
 """Rounds of the neighbour: it is cancelled when it has been watched."""
 
 
-async def measure(acme: Submitter, attack: Attack) -> float:
+async def measure(arena: Arena, attack: Attack) -> float:
     """What the neighbour got beside the attack, as a part of what it had alone."""
-    neighbour = await submit_neighbour(acme, ENDLESS, cpus=0.5)
+    neighbour = await arena.neighbour(ENDLESS, cpus=0.5)
     await neighbour.until(lambda: bool(samples(neighbour)), "sign of life")
     before = await watch(neighbour, ALONE)
-    first = await submit(acme, attack)
+    first = await arena.attack(attack)
     await first.until(lambda: bool({"started", "rejected"} & set(first.kinds)), "start")
-    attacks = asyncio.create_task(attack_on(acme, attack, first))
+    attacks = asyncio.create_task(attack_on(arena, attack, first))
     beside = await watch(neighbour, BESIDE)
     attacks.cancel()
     await asyncio.gather(attacks, return_exceptions=True)
-    await acme.cancel_all()
+    await arena.acme.cancel_all()
     await neighbour.finished(timeout=90)
     return beside / before
 
 
-async def attack_on(acme: Submitter, attack: Attack, job: Followed) -> None:
+async def attack_on(arena: Arena, attack: Attack, job: Followed) -> None:
     """Attack again as soon as an attack is over."""
     while True:
         await job.finished(timeout=90)
-        job = await submit(acme, attack)
+        job = await arena.attack(attack)
 
 
 async def watch(neighbour: Followed, span: float) -> float:
@@ -98,10 +98,10 @@ async def run(attacks: Sequence[Attack], repeats: int) -> int:
                 await docker.images.tag(image, repo=f"runner/{name}", tag="current")
         daemon = await stack.enter_async_context(site.daemon())
         await daemon.ready()
-        acme = await stack.enter_async_context(open_submitter(broker.url, ns))
+        arena = Arena(daemon=daemon, acme=await stack.enter_async_context(open_submitter(broker.url, ns)))
         hurt = 0
         for row in attacks:
-            share = statistics.median([await measure(acme, row) for _ in range(repeats)])
+            share = statistics.median([await measure(arena, row) for _ in range(repeats)])
             print(f"| {row.name} | {row.stopped_by} | {100 * share:.0f} % |", flush=True)
             hurt += share < LEAST
         daemon.terminate()

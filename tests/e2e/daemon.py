@@ -209,6 +209,12 @@ class Daemon:
                 values[sample[1]] = values.get(sample[1], 0.0) + float(sample[2])
         return values
 
+    async def waiting(self, stack: str) -> float:
+        """How many containers of a stack wait for jobs."""
+        _, text = await self.get("/metrics")
+        sample = f'runner_warm_containers{{stack="{stack}"}} '
+        return sum(float(line.removeprefix(sample)) for line in text.splitlines() if line.startswith(sample))
+
     def terminate(self) -> None:
         """Ask it to drain."""
         self.process.send_signal(signal.SIGTERM)

@@ -4,14 +4,14 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, eventually
 from tests.e2e.submitter import Followed, Submitter
 from tests.hostile.attack import STACK, Attack, attack
 
@@ -36,20 +36,74 @@ class Fought:
         return [event["container"] for job in jobs for event in job.events if event["event"] == "started"]
 
 
-async def fight(acme: Submitter, attacks: Sequence[Attack]) -> Fought:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arena:
+    """A daemon with the stacks of the attacks, and a client of it.
+
+    Where it is `warm`, each job is let in when a container waits for it, and has to get that one; except those that
+    need something mounted, for which none can wait.
+    """
+
+    daemon: Daemon
+    acme: Submitter
+    warm: bool = False
+    _door: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def attack(self, row: Attack) -> Followed:
+        """Publish an attack, by the id of its message, too: a body that is too large is not read."""
+        job_id, stack = f"j{token_hex(6)}", row.warm_stack if self.warm else row.stack
+        body = {"id": job_id, "stack": stack, "command": row.command, "limits": row.limits, **row.fields}
+        message = json.dumps(body).encode()
+
+        def publish() -> Awaitable[Followed]:
+            return self.acme.publish(message, job_id=job_id, message_id=job_id)
+
+        return await self._let_in(publish, stack, mounts="scratch" in row.limits)
+
+    async def neighbour(self, rounds: int = ROUNDS, **limits: float) -> Followed:
+        """Publish a neighbour, of another tenant."""
+        return await self.submit(attack("neighbour", str(rounds)), to="default.normal.calm", limits=limits)
+
+    async def submit(self, command: list[str], *, stack: str = STACK, **fields: Any) -> Followed:
+        """Publish any other job."""
+        return await self._let_in(lambda: self.acme.submit(command, stack=stack, **fields), stack)
+
+    async def run(self, command: list[str], *, stack: str = STACK, **fields: Any) -> Followed:
+        """Publish a job and wait for its end."""
+        return await (await self.submit(command, stack=stack, **fields)).finished()
+
+    async def _let_in(
+        self, publish: Callable[[], Awaitable[Followed]], stack: str, *, mounts: bool = False
+    ) -> Followed:
+        if not self.warm:
+            return await publish()
+
+        async def one_waits() -> bool:
+            return await self.daemon.waiting(stack) > 0
+
+        async with self._door:
+            await eventually(one_waits, f"a container of {stack} waits", _PATIENCE)
+            job = await publish()
+            await job.until(lambda: bool({"started", "finished"} & set(job.kinds)), "start", _PATIENCE)
+        told = [event["warm"] for event in job.events if event["event"] == "started"]
+        assert all(warm is not mounts for warm in told), job.events
+        return job
+
+
+async def fight(arena: Arena, attacks: Sequence[Attack]) -> Fought:
     """Run the attacks, and neighbours for as long."""
     gate, over, neighbours = asyncio.Semaphore(AT_ONCE), asyncio.Event(), list[Followed]()
 
     async def be_neighbours() -> None:
         while True:
-            neighbours.append(await submit_neighbour(acme))
+            neighbours.append(await arena.neighbour())
             await neighbours[-1].finished(timeout=_PATIENCE)
             if over.is_set():
                 return
 
     async def run(attack: Attack) -> Followed:
         async with gate:
-            return await (await submit(acme, attack)).finished(timeout=_PATIENCE)
+            return await (await arena.attack(attack)).finished(timeout=_PATIENCE)
 
     beside = asyncio.create_task(be_neighbours())
     try:
@@ -59,18 +113,6 @@ async def fight(acme: Submitter, attacks: Sequence[Attack]) -> Fought:
     finally:
         beside.cancel()
     return Fought(jobs={each.name: job for each, job in zip(attacks, jobs, strict=True)}, neighbours=neighbours)
-
-
-async def submit(acme: Submitter, attack: Attack) -> Followed:
-    """Publish an attack, by the id of its message, too: a body that is too large is not read."""
-    job_id = f"j{token_hex(6)}"
-    body = {"id": job_id, "stack": STACK, "command": attack.command, "limits": attack.limits, **attack.fields}
-    return await acme.publish(json.dumps(body).encode(), job_id=job_id, message_id=job_id)
-
-
-async def submit_neighbour(acme: Submitter, rounds: int = ROUNDS, **limits: float) -> Followed:
-    """Publish a neighbour, of another tenant."""
-    return await acme.submit(attack("neighbour", str(rounds)), stack=STACK, to="default.normal.calm", limits=limits)
 
 
 def check(row: Attack, job: Followed) -> None:

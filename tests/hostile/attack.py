@@ -7,6 +7,10 @@ STACK = "hostile"
 """The stack of all attacks: busybox, the programs in `attacks/`, and a setuid copy of them."""
 STACKS = {STACK: "", f"{STACK}-terse": 'log_flood = "kill"\nlimits.log_bytes = "64k"\n'}
 """What stands in the stack files that the tables need."""
+KEPT_WARM = 2
+"""Containers of each stack that wait, where any do."""
+_FIXED = ("disk", "log_bytes")
+"""Limits that cannot be changed in a container that waits: it was made with those of its stack."""
 
 
 def attack(*words: str) -> list[str]:
@@ -22,6 +26,7 @@ class Attack:
     stopped_by: str
     """What a reader of docs/security.md is told."""
     command: list[str]
+    stack: str = STACK
     outcome: str = "succeeded"
     reason: str = "exited with code 0"
     blame: str = "none"
@@ -34,6 +39,17 @@ class Attack:
     fields: dict[str, Any] = field(default_factory=dict)
     within: float = 60.0
     """Seconds that it may run, on a machine that others keep busy: all need a few, or their time-out and grace."""
+
+    @property
+    def warm_stack(self) -> str:
+        """A stack like its own, whose containers can wait for it."""
+        return "-".join([self.stack, *(f"{name}-{self.limits[name]}" for name in _FIXED if name in self.limits)])
+
+    @property
+    def warm_stack_file(self) -> str:
+        """What stands in the file of that stack."""
+        limits = "".join(f'limits.{name} = "{self.limits[name]}"\n' for name in _FIXED if name in self.limits)
+        return STACKS[self.stack] + limits
 
 
 def survived(name: str, *words: str, stopped_by: str, out: str | None = None, **fields: Any) -> Attack:

@@ -34,7 +34,7 @@ ATTACKS: list[Attack] = [
         blame="job",
         signal=15,
         reason="wrote more than 64 KiB of log, its limit, and its stack ends a job for that",
-        fields={"stack": "hostile-terse"},
+        stack="hostile-terse",
     ),
     failed(
         "frames of the engine's and records of the init's, forged",
