@@ -9,7 +9,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
-from runner.adapters.docker import engine as engine_module
+from runner.adapters.docker import launch as launch_module
 from runner.adapters.docker.files import JobFolder
 
 pytestmark = pytest.mark.engine
@@ -97,7 +97,7 @@ async def test_files_that_resist_are_counted_until_they_are_gone(house: House, m
             raise faults.pop()
         remove(folder)
 
-    monkeypatch.setattr(engine_module, "_FILES_PAUSE", 0.01)
+    monkeypatch.setattr(launch_module, "_FILES_PAUSE", 0.01)
     monkeypatch.setattr(JobFolder, "remove", resist)
     async with asyncio.timeout(30):
         assert (await house.run("true")).code == 0

@@ -1,0 +1,172 @@
+"""What there may be of a container, and how it is undone."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.client import EngineClient, Operation
+from runner.adapters.docker.files import JobFolder, container_of, folder_of
+from runner.adapters.docker.loop import LoopDevice
+from runner.adapters.docker.observer import EngineObserver
+from runner.adapters.docker.removal import Removal
+from runner.adapters.docker.sandbox import Sandbox
+from runner.adapters.docker.scratch import ScratchDisks
+from runner.ports import Packages, Unpacked
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_FILES_PAUSE = 5.0
+_LINKED_MAX = 1000
+"""Entries of a job's code that are linked into its folder, which takes 20 to 50 µs each; more are mounted, and then the
+job cannot have a container that waited."""
+
+
+@dataclass(slots=True)
+class Launch:
+    """What there may be of a container, from before it exists until nothing is left of it.
+
+    `creation` is never cancelled: an engine that was asked makes the container whether or not we listen, and only
+    the answer tells. `uncertain` is set where there was none: the container may appear after it was looked for.
+    `disk` is ours until the engine has mounted it, or there is nobody left who might.
+    `possible` is false while the engine was not asked for anything.
+    `code` is what its job brings along, and `linking` shows that to it.
+    `becoming` gives a container that was warm its job's name; until then it may have its `former` one.
+    """
+
+    possible: bool = False
+    creation: asyncio.Task[str] | None = None
+    attachment: Attachment | None = None
+    uncertain: bool = False
+    code: Unpacked | None = None
+    linking: asyncio.Task[None] | None = None
+    disk: LoopDevice | None = None
+    becoming: asyncio.Task[Sandbox] | None = None
+    former: str | None = None
+
+    @property
+    def to_mount(self) -> Path | None:
+        """The folder of code that is too much to be linked file by file."""
+        return self.code.folder if self.code is not None and self.code.entries > _LINKED_MAX else None
+
+    def let_go_of_streams(self) -> None:
+        """Close the connection to the container's streams, if there is one."""
+        if self.attachment is not None:
+            self.attachment.close()
+
+    def let_go_of_disk(self) -> None:
+        """Leave the scratch disk to the engine that has mounted it, or to nobody."""
+        if self.disk is not None:
+            self.disk.close()
+            self.disk = None
+
+    async def outcome(self) -> str | None:
+        """The container's id once the engine has answered; None if it made none that we know of."""
+        if self.creation is None:
+            return None
+        await asyncio.wait({self.creation})
+        return None if self.creation.exception() else self.creation.result()
+
+
+@dataclass(slots=True, kw_only=True)
+class Launches:
+    """All launches of this worker, by their containers' names, and the tasks that belong to them."""
+
+    client: EngineClient
+    removal: Removal
+    scratch: ScratchDisks
+    observer: EngineObserver
+    packages: Packages | None
+    worker: str
+    jobs: Path
+    _known: dict[str, Launch] = field(default_factory=dict)
+    _under_way: set[asyncio.Task[Any]] = field(default_factory=set)
+    _disposals: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def names(self) -> frozenset[str]:
+        """The containers that a launch has begun to make and no undoing has finished with."""
+        return frozenset(self._known)
+
+    def find(self, name: str) -> Launch | None:
+        """The launch of a container of that name, if one has begun."""
+        return self._known.get(name)
+
+    def of(self, name: str, *, possible: bool = False) -> Launch:
+        """The launch of a container of that name; of a new one it is told whether it may exist already."""
+        return self._known.setdefault(name, Launch(possible=possible))
+
+    def rename(self, former: str, name: str) -> Launch:
+        """The launch goes by another name as well, until nothing is left of it."""
+        launch = self._known[name] = self._known[former]
+        launch.former = former
+        return launch
+
+    def own(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Keep a task that is not to be cancelled with whoever waits for it."""
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
+        return task
+
+    async def undo(self, claim: str) -> None:
+        """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of."""
+        await self.unmake(claim)
+        if self.packages is not None:
+            self.packages.release(claim)
+
+    async def unmake(self, claim: str) -> None:
+        """Return when nothing is left of what was made for the claim, or to wait for one, if anything was."""
+        name = container_of(claim, self.worker)
+        launch = self.of(name, possible=True)
+        try:
+            launch.let_go_of_streams()
+            launch.attachment = None
+            if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
+                await asyncio.wait(under_way)
+            container = await launch.outcome()
+            if launch.possible:
+                await self.removal.remove(name, container)
+            if launch.uncertain:
+                await asyncio.sleep(self.client.limits[Operation.CREATE].total_seconds())
+                await self.removal.remove(name)
+            await self._remove_files(JobFolder(self.jobs / claim))
+        finally:
+            launch.let_go_of_disk()
+            self.scratch.forget(name)
+            self._known.pop(name, None)
+            self._known.pop(launch.former or name, None)
+
+    def drop(self, name: str) -> None:
+        """Undo what goes by that name, if anything does, without anybody's waiting for it."""
+        if name not in self._known:
+            return
+        disposal = asyncio.create_task(self.undo(folder_of(name, self.worker)))
+        self._disposals.add(disposal)
+        disposal.add_done_callback(self._disposals.discard)
+
+    async def dropped(self) -> None:
+        """Return when everything that was dropped is gone."""
+        while self._disposals:
+            await asyncio.wait(self._disposals)
+
+    async def close(self) -> None:
+        """Let go of all connections and end all tasks; what was not undone is left to the next sweep."""
+        for launch in self._known.values():
+            launch.let_go_of_streams()
+            launch.let_go_of_disk()
+        owned = [*self._under_way, *self._disposals]
+        for task in owned:
+            task.cancel()
+        await asyncio.gather(*owned, return_exceptions=True)
+
+    async def _remove_files(self, folder: JobFolder) -> None:
+        while True:
+            try:
+                return await asyncio.to_thread(folder.remove)  # there may be a thousand links to its code
+            except OSError as error:
+                self.observer.cleanup_failed()
+                _LOG.warning("a job's files could not be removed yet", extra={"problem": str(error)})
+            await asyncio.sleep(_FILES_PAUSE)
