@@ -17,8 +17,9 @@ from tests.services import Endpoint
 
 from runner.app.admission import Admitted, SmokeError
 from runner.app.exec import exec_job
+from runner.app.finding import Remedy
 from runner.app.local import Interrupts, local_job
-from runner.app.registry import Pulling, Registry, pull_stacks
+from runner.app.registry import Pulling, Registry, look_at_registry, pull_stacks
 from runner.app.stacks import ledger_of, open_stock, use_revision
 from runner.errors import ConfigError, DeferredError, RunnerError
 from runner.job import StackRef
@@ -196,8 +197,28 @@ async def test_a_registry_with_a_password(house: House, tmp_path: Path) -> None:
     words = base64.b64encode(f"robot:{PASSWORD}".encode()).decode()
     auth.write_text(json.dumps({"auths": {house.registry.address: {"auth": words}}}))
     assert isinstance((await house.fill())[stack], PullError)
+    assert (await look_at_registry(house.settings())).remedy is Remedy.CONFIG
+    assert (await look_at_registry(house.settings(RUNNER_STACKS__REGISTRY_AUTH=str(auth)))).ok
     [admitted] = await house.pull(RUNNER_STACKS__REGISTRY_AUTH=str(auth))
     assert admitted.changed
+
+
+async def test_check_asks_the_registry_for_what_stacks_name_and_pulls_nothing(house: House, tmp_path: Path) -> None:
+    stack = house.place.worker
+    assert (await look_at_registry(house.settings(RUNNER_STACKS__REGISTRY=""))).ok
+    digest, layer = house.registry.put(f"one {stack}")
+    house.write(stack, digest)
+    assert (await look_at_registry(house.settings())).detail.endswith("has the 1 images that stacks name")
+    assert house.registry.asked[layer] == 0
+
+    missing = await look_at_registry(house.settings(RUNNER_STACKS__REGISTRY=""))
+    assert (missing.remedy, "stacks.registry: is not set" in missing.detail) == (Remedy.CONFIG, True)
+    unread = await look_at_registry(house.settings(RUNNER_STACKS__REGISTRY_AUTH=str(tmp_path / "none")))
+    assert (unread.remedy, "stacks.registry_auth: " in unread.detail) == (Remedy.CONFIG, True)
+    away = await look_at_registry(house.settings(RUNNER_STACKS__REGISTRY="127.0.0.1:9"))
+    assert (away.remedy, "connection refused" in away.detail) == (Remedy.SERVICE, True)
+    house.registry.manifests.clear()
+    assert (await look_at_registry(house.settings())).remedy is Remedy.CONFIG
 
 
 async def test_no_registry_is_a_fault_of_the_settings(house: House) -> None:

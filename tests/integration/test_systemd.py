@@ -132,7 +132,7 @@ def test_what_scratch_adds_to_the_unit_has_no_faults_and_opens_little(unit: Path
 
 
 @pytest.mark.parametrize(
-    "name", ["runner-reap.service", "runner-reap.timer", "runner-network.service", "runner-network.timer"]
+    "name", [f"runner-{what}.{kind}" for what in ("reap", "prune", "network") for kind in ("service", "timer")]
 )
 def test_what_stands_beside_it_has_no_faults(tmp_path: Path, name: str) -> None:
     for path in UNIT.parent.glob("runner-*.*"):

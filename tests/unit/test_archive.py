@@ -4,8 +4,12 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import resource
 import tarfile
 import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runner.app.fleet import _put, _spool
 from runner.stacks.archive import ArchiveError, Manifest, Packed, pack, unpack
 
 FILE = b'command = ["true"]\n'
@@ -182,3 +187,41 @@ def test_no_changed_byte_passes_for_what_was_packed(tmp_path: Path, data: st.Dat
         return
     # What does not matter may differ: modes, times, padding.
     assert (told.stacks[0].stack, files, images) == ("py", {"py": FILE}, IMAGES)
+
+
+@contextmanager
+def little_room() -> Iterator[None]:
+    """No file gets larger than 1000 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_is_told_and_no_part_of_an_archive_is_left(tmp_path: Path) -> None:
+    path, noise = tmp_path / "stacks.tar.gz", os.urandom(2**20)
+    with tempfile.TemporaryFile() as images:
+        images.write(noise)
+        with little_room(), pytest.raises(ArchiveError, match=r"stacks\.tar\.gz cannot be written: File too large"):
+            pack(path, [packed()], {"py": FILE}, images)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_is_told_when_an_archive_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "stacks.tar.gz"
+    write(path, "py")
+    images = (tmp_path / "images").open("w+b")
+    with little_room(), pytest.raises(ArchiveError, match=r"do not fit into \$TMPDIR: File too large"):
+        unpack(path, images, ROOM)
+    images.close()
+
+
+async def test_a_disk_that_is_full_is_told_when_images_are_saved(tmp_path: Path) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield IMAGES
+
+    with little_room(), pytest.raises(ArchiveError, match=r"do not fit into .*: File too large; .* make room"):  # noqa: SIM117
+        with _spool(tmp_path) as spool:
+            await _put(chunks(), spool, tmp_path)

@@ -13,6 +13,7 @@ from runner.adapters.metrics import Metrics
 from runner.app.disk import disk_of, engine_is_here, shortage
 from runner.app.finding import Finding, Remedy
 from runner.app.network import look_at_egress
+from runner.app.registry import look_at_registry
 from runner.app.secrets import look_at_secrets
 from runner.app.sources import look_at_sources
 from runner.app.stacks import list_stacks
@@ -80,6 +81,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(name="engine", detail=f"{error}; is it up, and is engine.url right?", remedy=Remedy.SERVICE)
         return
     none = f"there is none in {settings.stacks.dir}; put a folder there for each and run: runner stacks build NAME"
+    yield await look_at_registry(settings)
     for finding in stacks or [Finding(name="stacks", detail=none, remedy=Remedy.CONFIG)]:
         yield finding
 

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from io import BufferedRandom
@@ -40,7 +40,8 @@ async def export_stacks(settings: Settings, wanted: Sequence[str], path: Path, s
         files = {each.stack: _stack_file(settings, each.stack) for each in packed}
         with _spool(path.absolute().parent) as images:
             say(f"saving {len(packed)} images")
-            await stock.images.save([each.image for each in packed], images)
+            async with aclosing(stock.images.saved([each.image for each in packed])) as chunks:
+                await _put(chunks, images, path.absolute().parent)
             say(f"writing {path}")
             await asyncio.to_thread(pack, path, packed, files, images)
         return packed
@@ -79,6 +80,19 @@ async def import_stacks(settings: Settings, path: Path, say: Say, *, use: bool) 
     if failed:
         told = "\n".join(map(str, failed))
         raise ConfigError(told) if all(isinstance(error, ConfigError) for error in failed) else SmokeError(told)
+
+
+async def _put(chunks: AsyncIterator[bytes], spool: BinaryIO, folder: Path) -> None:
+    """Put the images into a file in that folder, which takes them until the archive is written."""
+    try:
+        async for chunk in chunks:
+            await asyncio.to_thread(spool.write, chunk)
+        await asyncio.to_thread(spool.flush)
+    except OSError as error:
+        raise ArchiveError(
+            f"the images do not fit into {folder}: {error.strerror}; before they are packed they take as much as on the"
+            " engine's disk: make room, or write the archive elsewhere"
+        ) from error
 
 
 async def _packed(stock: Stock, name: str) -> Packed:
@@ -202,5 +216,8 @@ def _spool(folder: Path | None) -> Iterator[BufferedRandom]:
     except OSError as error:
         where = folder or tempfile.gettempdir()
         raise ArchiveError(f"the images cannot be put into {where}: {error.strerror or error}") from error
-    with file:
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # it writes what it could not write before; nobody reads that
+            file.close()

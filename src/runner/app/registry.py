@@ -4,11 +4,12 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from runner.app.admission import Admitted, SmokeError
+from runner.app.finding import Finding, Remedy
 from runner.app.stacks import Stock, open_stock
 from runner.errors import ConfigError, RunnerError
 from runner.settings import Settings
@@ -97,6 +98,14 @@ class Registry:
                     # The revisions stand on it and keep it; by this name nobody would ever remove it.
                     await self.stock.images.remove(reference)
 
+    async def offers(self, images: Iterable[str]) -> None:
+        """See that the registry has these images, all at once. Raises `ConfigError`, `PullError`, `EngineError`."""
+        auth = registry_auth(self.stock.settings.stacks.registry_auth, self._registry())
+        asked = [self.stock.images.look_for(f"{self._registry()}/{image}", auth) for image in images]
+        for fault in await asyncio.gather(*asked, return_exceptions=True):
+            if fault is not None:
+                raise fault
+
     async def _admit(self, stack: str, file: StackFile, image: Image, reference: str) -> Admitted | RunnerError:
         try:
             self.stock.catalog.check(stack)
@@ -131,6 +140,24 @@ class Registry:
         if registry is None:
             raise ConfigError("stacks.registry: is not set; name the registry that the stacks' images come from")
         return registry
+
+
+async def look_at_registry(settings: Settings) -> Finding:
+    """Whether the registry would give the engine what stacks name; for `runner check`, and nothing is pulled."""
+    async with open_stock(settings) as stock:
+        registry = Registry(stock=stock, say=lambda _line: None)
+        images = _by_image(registry, stock.catalog.installed())
+        if not images and settings.stacks.registry is None:
+            return Finding(name="registry", detail="stacks.registry is not set, and nothing is pulled")
+        try:
+            await registry.offers(images)
+        except ConfigError as error:
+            return Finding(name="registry", detail="; ".join(error.faults), remedy=Remedy.CONFIG)
+        except PullError as error:
+            detail = f"stacks.registry: {error}; is it reachable from the engine, and stacks.registry_auth right?"
+            return Finding(name="registry", detail=detail, remedy=Remedy.CONFIG if error.final else Remedy.SERVICE)
+    has = f"has the {len(images)} images that stacks name" if images else "is set; no stack names an image of it"
+    return Finding(name="registry", detail=f"{settings.stacks.registry} {has}")
 
 
 async def pull_stacks(settings: Settings, names: Sequence[str], say: Say) -> AsyncIterator[Admitted]:

@@ -100,7 +100,7 @@ def pack(path: Path, stacks: Sequence[Packed], stack_files: Mapping[str, bytes],
             _add(tar, _IMAGES, images, size)
         draft.replace(path)
     except OSError as error:
-        raise ArchiveError(f"{path} cannot be written: {error.strerror}") from error
+        raise ArchiveError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -146,12 +146,20 @@ def _read(tar: Ustar, images: BinaryIO, room: int) -> tuple[Manifest, dict[str, 
     digest = hashlib.sha256()
     for chunk in tar.content():
         digest.update(chunk)
-        images.write(chunk)
+        _write(images, chunk)
     if digest.hexdigest() != manifest.images:
         raise ArchiveError(f"{_IMAGES} is not what its digest says; export it again")
     if (more := tar.next()) is not None:  # so that the checksum of the whole is read too, which comes last
         raise ArchiveError(f"{more.name} has no business in it; export it again")
     return manifest, files
+
+
+def _write(images: BinaryIO, chunk: bytes) -> None:
+    try:
+        images.write(chunk)
+        images.flush()
+    except OSError as error:
+        raise ArchiveError(f"the images do not fit into $TMPDIR: {error.strerror}; make room there") from error
 
 
 def _next(tar: Ustar, name: str, most: int) -> None:

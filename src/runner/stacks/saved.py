@@ -51,7 +51,7 @@ class _Contents:
 
 
 def check_saved(source: BinaryIO, images: Collection[str]) -> None:
-    """Read what `Images.save` wrote, from where `source` stands; it blocks. `images` are the ids that may be in it.
+    """Read what an engine saved, from where `source` stands; it blocks. `images` are the ids that may be in it.
 
     Raises `ArchiveError` for any other image, and for any name.
     """

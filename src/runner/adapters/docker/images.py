@@ -5,7 +5,7 @@ import base64
 import hashlib
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -23,10 +23,12 @@ ANSWER = timedelta(seconds=10)
 REMOVAL = timedelta(minutes=5)
 """How long it may take to remove an image: its layers are deleted file by file."""
 
+_ASKED = timedelta(seconds=20)
+"""How long a registry may take to tell whether it has an image."""
 _NOTHING = bytes(2 * tarfile.BLOCKSIZE)  # the end of a tar file
 _LARGE = aiohttp.ClientTimeout(sock_connect=10, sock_read=600)
 """For what may take long as a whole: only silence ends it."""
-_FINAL = ("manifest unknown", "verification failed", "denied", "unauthorized")
+_FINAL = ("manifest unknown", "verification failed", "denied", "unauthorized", "no basic auth credentials")
 """What the engine says when asking the registry again would not help; its status is 500 for nearly all."""
 _CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
 
@@ -149,8 +151,8 @@ class Images:
             raise EngineGone("the connection to the engine broke off while it built")
         return image
 
-    async def save(self, images: Sequence[str], into: BinaryIO) -> None:
-        """Write the images, by id, as one tar in which they share layers."""
+    async def saved(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """The images, by id, as one tar in which they share layers, in pieces."""
         words = "&".join(f"names={image}" for image in images)
         try:
             with _translated("save images"):
@@ -158,12 +160,12 @@ class Images:
                 response = await self._docker._do_query(f"images/get?{words}", "GET", timeout=_LARGE)  # noqa: SLF001
                 async with response:
                     async for chunk in response.content.iter_chunked(2**20):
-                        await asyncio.to_thread(into.write, chunk)
+                        yield chunk
         except aiodocker.DockerError as error:
             raise EngineError(f"the engine refused to save images: {error.message}") from error
 
     async def load(self, source: BinaryIO) -> None:
-        """Take in what `save` wrote; a layer that is not what its image says is refused."""
+        """Take in what `saved` gave; a layer that is not what its image says is refused."""
         try:
             with _translated("load images"):
                 await self._docker.images.import_image(source, timeout=_LARGE)
@@ -173,7 +175,6 @@ class Images:
     async def pull(self, reference: str, auth: Mapping[str, str] | None, say: Say, limits: PullLimits) -> Image:
         """Have the engine pull `<repository>@<digest>`, and see that it is that. Raises `PullError` if it is not."""
         repository, _, digest = reference.partition("@")
-        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()} if auth else {}
         timeout = aiohttp.ClientTimeout(
             total=limits.total.total_seconds(), sock_connect=10, sock_read=limits.idle.total_seconds()
         )
@@ -181,17 +182,29 @@ class Images:
         try:
             with _translated("pull an image"), _in_time(reference, limits):
                 response = await self._docker._do_query(  # noqa: SLF001 - aiodocker's pull does not close its connection
-                    "images/create", "POST", params=params, headers=headers, timeout=timeout
+                    "images/create", "POST", params=params, headers=_login(auth), timeout=timeout
                 )
                 async with response:
                     await _watch(response.content, say)
         except aiodocker.DockerError as error:
-            final = any(word in error.message for word in _FINAL)
-            raise PullError(f"{reference}: {error.message}", final=final) from error
+            raise PullError(f"{reference}: {error.message}", final=_is_final(error)) from error
         image = await self.inspect(reference)
         if image is None or not any(name.endswith(f"@{digest}") for name in image.digests):
             raise PullError(f"{reference}: the engine has pulled something else")
         return image
+
+    async def look_for(self, reference: str, auth: Mapping[str, str] | None) -> None:
+        """Have the engine ask a registry for an image that is not pulled. Raises `PullError` if it is not offered."""
+        try:
+            async with asyncio.timeout(_ASKED.total_seconds()):
+                with _translated("ask a registry"):
+                    path = f"distribution/{reference}/json"
+                    async with self._docker._query(path, headers=_login(auth)) as said:  # noqa: SLF001
+                        await said.read()
+        except aiodocker.DockerError as error:
+            raise PullError(f"{reference}: {error.message}", final=_is_final(error)) from error
+        except TimeoutError as error:
+            raise PullError(f"{reference}: no answer in {_ASKED.total_seconds():g} s") from error
 
     async def read(self, image: str, path: str, container: str) -> bytes | None:
         """A file out of the image; None if there is none. `container` names the container that is made to read it."""
@@ -239,6 +252,15 @@ def _translated(doing: str) -> Iterator[None]:
         raise EngineGone(f"no connection to the engine to {doing}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(f"the engine's answer makes no sense, to {doing}: {error!r}") from error
+
+
+def _login(auth: Mapping[str, str] | None) -> dict[str, str]:
+    """The header that tells the engine who we are to a registry."""
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()} if auth else {}
+
+
+def _is_final(error: aiodocker.DockerError) -> bool:
+    return any(word in error.message for word in _FINAL)
 
 
 @contextmanager
