@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from runner.adapters.docker.images import Images
+from runner.app.admission import Admission
 from runner.errors import ConfigError, EngineGone
 from runner.job import Bytes
-from runner.stacks.images import Image
+from runner.settings import load_settings
+from runner.stacks.build import Built
+from runner.stacks.catalog import Catalog
+from runner.stacks.images import BuildError, Image
 from runner.stacks.prune import Pruned, Pruning
 from runner.stacks.revisions import Ledger, Pointer, Record, RevisionError, State
 from runner.stacks.switch import Switch
@@ -80,6 +86,11 @@ class World:
         built = LONG_AGO + timedelta(seconds=used)
         self.ledger.write(stack, Record(revision=revision, image=image, state=state, built=built))
         return image
+
+    @property
+    def admission(self) -> Admission:
+        images, catalog = cast("Images", self.shelf), Catalog(Path("/none"), self.shelf, self.ledger)
+        return Admission(settings=load_settings({}), images=images, catalog=catalog, ledger=self.ledger, say=print)
 
     async def prune(self, most: int = 0, *, dry: bool = False) -> Pruned:
         async def in_use() -> frozenset[str]:
@@ -339,6 +350,34 @@ async def test_what_is_made_again_while_it_is_deleted_is_not_forgotten(world: Wo
     record = world.ledger.record("py", "one")
     assert record is not None
     assert record.state is State.TESTING
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["gone", "there"])
+async def test_who_makes_a_revision_again_waits_for_its_removal(world: World, *, stays: bool) -> None:
+    image = world.add("py", "one")
+    remove, begun, go_on = world.shelf.remove, asyncio.Event(), asyncio.Event()
+
+    async def slow(name: str) -> bool:
+        begun.set()
+        await go_on.wait()
+        return not stays and await remove(name)
+
+    world.shelf.remove = slow  # type: ignore[method-assign]
+    built = Built(stack="py", revision="one", image=Image(id=image), inputs=None)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        pruning = tasks.create_task(world.pruned())
+        await begun.wait()
+        making = asyncio.ensure_future(world.admission._begin(built))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await asyncio.shield(making)
+        go_on.set()
+        if stays:
+            assert (await making).state is State.READY
+        else:
+            with pytest.raises(BuildError, match="was removed before it was tested"):
+                await making
+    assert pruning.result() == ([] if stays else ["one"])
 
 
 async def test_what_is_of_no_use_goes_even_if_there_is_room(world: World) -> None:

@@ -14,7 +14,7 @@ from runner.settings import Settings
 from runner.stacks import names
 from runner.stacks.build import Built
 from runner.stacks.catalog import Catalog
-from runner.stacks.images import Say
+from runner.stacks.images import BuildError, Say
 from runner.stacks.revisions import Ledger, Record, Smoke, State
 from runner.stacks.switch import Switch
 
@@ -61,29 +61,38 @@ class Admission:
         return Admitted(stack=built.stack, revision=built.revision, image=record.image, changed=changed)
 
     async def _begin(self, built: Built) -> Record:
-        """What is known of the revision before its test. One with the same content that is here already stays."""
-        known = self.ledger.record(built.stack, built.revision)
-        if known is not None and known.state is State.READY and await self.images.inspect(known.image) is not None:
-            if built.image.id != known.image:
-                await self.images.remove_nameless(built.image.id)
-            self.ledger.use(built.stack, built.revision)  # so that it is not pruned meanwhile
-            return known
-        record = Record(
-            revision=built.revision,
-            image=built.image.id,
-            state=State.TESTING,
-            built=datetime.now(UTC),
-            inputs=built.inputs,
-            pulled=built.pulled,
-        )
-        self.ledger.write(built.stack, record)
-        await self.images.tag(built.image.id, names.repository(built.stack), built.revision)
-        if known is not None and known.image != record.image:
-            await self.images.remove_nameless(known.image)
-        return record
+        """What is known of the revision before its test. One with the same content that is here already stays.
+
+        From here on `prune` keeps its image. It may have begun before to remove an older revision of that content.
+        """
+        async with self.ledger.removal():
+            if await self.images.inspect(built.image.id) is None:
+                raise BuildError(
+                    f"{built.stack}: the image of revision {built.revision} was removed before it was tested, as"
+                    " runner stacks prune does with an older one of the same content; do it again"
+                )
+            known = self.ledger.record(built.stack, built.revision)
+            if known is not None and known.state is State.READY and await self.images.inspect(known.image) is not None:
+                if built.image.id != known.image:
+                    await self.images.remove_nameless(built.image.id)
+                self.ledger.use(built.stack, built.revision)  # so that it is not pruned meanwhile
+                return known
+            record = Record(
+                revision=built.revision,
+                image=built.image.id,
+                state=State.TESTING,
+                built=datetime.now(UTC),
+                inputs=built.inputs,
+                pulled=built.pulled,
+            )
+            self.ledger.write(built.stack, record)
+            await self.images.tag(built.image.id, names.repository(built.stack), built.revision)
+            if known is not None and known.image != record.image:
+                await self.images.remove_nameless(known.image)
+            return record
 
     async def _let_in(self, built: Built, record: Record) -> None:
-        """Give it to jobs. `prune` may have begun to remove an older record of it, and its name with that."""
+        """Give it to jobs."""
         async with self.ledger.lock():
             await self.images.tag(record.image, names.repository(built.stack), built.revision)
             self.ledger.write(built.stack, record)

@@ -154,27 +154,29 @@ class Pruning:
     async def _remove(self, revision: Revision) -> bool:
         """Remove the revision, unless a job has come for it meanwhile.
 
-        It is retired first: who is given it afterwards is refused, and who was given it before has left a mark.
+        It is retired first: who is given it afterwards is refused, and who was given it before has left a mark. Who
+        makes the same image again meanwhile waits for its end, since the engine would take it from them.
         """
         stack, record = revision.stack, revision.record
         if record is None:
             return False
         retired = record.model_copy(update={"state": State.RETIRED})
-        async with self.ledger.lock():
-            if self.ledger.record(stack, revision.revision) != record:
-                return False
-            self.ledger.write(stack, retired)
-            if not await self._free(revision):
-                self.ledger.write(stack, record)
-                return False
-        gone = await self._delete(revision)  # not under the lock: it may take minutes
-        async with self.ledger.lock():
-            if self.ledger.record(stack, revision.revision) != retired:
-                return False  # somebody has made it again
-            if gone:
-                self.ledger.forget(stack, revision.revision)
-            else:
-                self.ledger.write(stack, record)
+        async with self.ledger.removal():
+            async with self.ledger.lock():
+                if self.ledger.record(stack, revision.revision) != record:
+                    return False
+                self.ledger.write(stack, retired)
+                if not await self._free(revision):
+                    self.ledger.write(stack, record)
+                    return False
+            gone = await self._delete(revision)  # not under the other lock: it may take minutes
+            async with self.ledger.lock():
+                if self.ledger.record(stack, revision.revision) != retired:
+                    return False  # an import has announced it again
+                if gone:
+                    self.ledger.forget(stack, revision.revision)
+                else:
+                    self.ledger.write(stack, record)
         return gone
 
     async def _delete(self, revision: Revision) -> bool:

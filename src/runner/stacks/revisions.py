@@ -199,9 +199,20 @@ class Ledger:
             os.close(descriptor)
 
     @asynccontextmanager
+    async def removal(self) -> AsyncIterator[None]:
+        """Held while an image is being removed, and by whoever takes one up that may be; it is waited for."""
+        async with self._waited_for(".removal"):
+            yield
+
+    @asynccontextmanager
     async def alone(self, digest: str) -> AsyncIterator[None]:
         """Held while an image is pulled, by one process of this machine and one task in it; it is waited for."""
-        descriptor = self._open_lock(f".pull-{digest.replace(':', '-')}")
+        async with self._waited_for(f".pull-{digest.replace(':', '-')}"):
+            yield
+
+    @asynccontextmanager
+    async def _waited_for(self, name: str) -> AsyncIterator[None]:
+        descriptor = self._open_lock(name)
         try:
             while not _locked(descriptor):  # noqa: ASYNC110 - the kernel tells nobody but a thread that blocks
                 await asyncio.sleep(_LOOK_AGAIN)
