@@ -246,7 +246,11 @@ class Daemon:
 
     async def clean(self) -> None:
         """Return when it runs nothing, and nothing is left of what it ran."""
-        await eventually(self._is_clean, "the daemon is idle and has cleaned up")
+        try:
+            await eventually(self._is_clean, "the daemon is idle and has cleaned up")
+        except AssertionError as error:
+            told = {name: value for name, value in (await self.metrics()).items() if value and "_bucket" not in name}
+            raise AssertionError(f"{error}: {told}, {self.log.read_text()[-4000:]}") from None
         assert sorted(await self.site.containers()) == sorted(await self.site.warm_containers())
         # The files go after the container, beside everything else.
         await eventually(self._has_no_files, "no file is left of a job")
