@@ -258,6 +258,7 @@ async def test_check_has_a_line_for_everything(
         "init",
         "state_dir",
         "disk",
+        "results",
         "secrets",
         "scratch",
         "code",

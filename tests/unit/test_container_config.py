@@ -59,6 +59,18 @@ def test_code_is_mounted_so_that_nothing_can_write_to_it() -> None:
     assert plain == more
 
 
+def test_what_a_job_writes_may_be_elsewhere() -> None:
+    results = Path("/var/lib/runner/results/jobs/0123456789abcdef")
+    plain, other = (create_body(PLAIN, Limits(), FOLDER, SITE, results=folder) for folder in (None, results))
+    differing = [mount for mount in other["HostConfig"].pop("Mounts") if mount not in plain["HostConfig"]["Mounts"]]
+    assert differing == [
+        {"Type": "bind", "Source": f"{results}/{name}", "Target": f"/job/{name}", "ReadOnly": False}
+        for name in ("output", "progress")
+    ]
+    del plain["HostConfig"]["Mounts"]
+    assert plain == other
+
+
 def test_a_job_hears_of_its_code_where_it_has_some() -> None:
     assert environment(make_attempt("true", code=InlineCode(archive=b"x")))["JOB_CODE_DIR"] == "/job/code"
     assert "JOB_CODE_DIR" not in environment(make_attempt("true"))

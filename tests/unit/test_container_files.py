@@ -1,9 +1,12 @@
 """A job's files, and what a job may do to them."""
 
 import os
+import shutil
 from pathlib import Path
 
-from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, SECRETS, JobFolder
+import pytest
+
+from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, SECRETS, JobFolder, JobFolders
 from runner.job import OUTPUT_MAX, PROGRESS_MAX
 
 
@@ -97,3 +100,44 @@ def test_whatever_is_there_is_removed_and_again(tmp_path: Path) -> None:
     folder.remove()
     assert not folder.path.exists()
     assert keep.is_dir()
+
+
+def test_what_a_job_writes_may_be_in_another_place(tmp_path: Path) -> None:
+    folders = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results" / "jobs")
+    folder = folders.of("warm-1")
+    folder.create()
+    assert folder.results == tmp_path / "results" / "jobs" / "warm-1"
+    assert {path.name: mode(path) for path in folder.results.iterdir()} == {OUTPUT: 0o666, PROGRESS: 0o666}
+    assert {path.name for path in folder.path.iterdir()} == {OUTPUT, PROGRESS, SECRETS}  # to be mounted over
+    (folder.results / OUTPUT).write_bytes(b"1")
+    (folder.results / PROGRESS).write_bytes(bytes(10 * PROGRESS_MAX))
+    assert folder.taken() == {}, "it takes nothing of the disk"
+
+    folder.become(folders.of("c1"))
+    assert folders.names() == {"c1"}
+    assert folder.output() == folders.of("c1").output() == b"1"
+    folder.trim()
+    assert (folder.results / PROGRESS).stat().st_size == PROGRESS_MAX + 1
+    folder.remove()
+    assert folders.names() == frozenset()
+
+
+@pytest.mark.parametrize("left", ["jobs", "results"])
+def test_a_folder_that_was_left_in_one_place_is_found_and_removed(tmp_path: Path, left: str) -> None:
+    folders = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results")
+    folders.of("c1").create()
+    shutil.rmtree(tmp_path / ("results" if left == "jobs" else "jobs") / "c1")
+    assert folders.names() == {"c1"}
+    folders.of("c1").remove()
+    assert folders.names() == frozenset()
+
+
+def test_a_job_of_a_life_without_that_place_is_read_where_it_writes(tmp_path: Path) -> None:
+    before = JobFolders(jobs=tmp_path / "jobs").of("c1")
+    before.create()
+    (before.path / OUTPUT).write_bytes(b"1")
+    after = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results").of("c1")
+    assert after.output() == b"1"
+    assert after.taken() == before.taken() != {}
+    after.remove()
+    assert not before.path.exists()

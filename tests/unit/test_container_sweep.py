@@ -9,7 +9,7 @@ from tests.engine_log import EngineLog
 from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import Listed
-from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.files import JobFolder, JobFolders
 from runner.adapters.docker.sweep import GRACE, Sweep
 
 
@@ -40,7 +40,7 @@ async def test_folders_are_removed_beside_the_loop(tmp_path: Path, monkeypatch: 
         audit=Audit(observer),
         observer=observer,
         worker="w1",
-        jobs=tmp_path,
+        folders=JobFolders(jobs=tmp_path),
         known=lambda: frozenset({"runner-w1-kept"}),
     )
     assert await sweep.once(grace=GRACE) == 0

@@ -8,9 +8,10 @@ from runner import __version__
 from runner.adapters.amqp.connect import connect_once, server_version
 from runner.adapters.docker.client import EngineInfo, open_client
 from runner.adapters.docker.excess import free
+from runner.adapters.docker.results import why_on_disk
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.adapters.metrics import Metrics
-from runner.app.disk import disk_of, engine_is_here, shortage
+from runner.app.disk import RESULTS_REMEDY, disk_of, engine_is_here, shortage
 from runner.app.finding import Finding, Remedy
 from runner.app.network import look_at_egress
 from runner.app.registry import look_at_registry
@@ -41,6 +42,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     yield _init()
     yield _state_dir(settings.worker.state_dir)
     yield _disk("disk", settings.worker.state_dir, "worker.state_dir", settings.capacity.disk_free)
+    yield _results(settings.worker.state_dir)
     for word, fault in look_at_secrets(settings):
         yield Finding(name="secrets", detail=word, remedy=Remedy.CONFIG if fault else None)
     yield await _scratch(settings)
@@ -123,6 +125,14 @@ def _disk(name: str, folder: Path, where: str, reserve: Bytes) -> Finding:
     if lack := shortage(disk, reserve):
         return Finding(name=name, detail=f"under {where} {lack}: free some, or no job is taken", remedy=Remedy.MACHINE)
     return Finding(name=name, detail=f"{format_size(free(disk))} free under {where}")
+
+
+def _results(state_dir: Path) -> Finding:
+    """Nothing to mend: a worker runs jobs all the same."""
+    if why := why_on_disk(state_dir):
+        detail = f"on the disk of worker.state_dir, watched and not bounded: {why}; {RESULTS_REMEDY}"
+        return Finding(name="results", detail=detail)
+    return Finding(name="results", detail="in memory, each bounded by its job's limits")
 
 
 async def _scratch(settings: Settings) -> Finding:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from runner.adapters.docker.engine import OpenEngine
 from runner.adapters.docker.excess import free
+from runner.adapters.docker.results import why_on_disk
 from runner.errors import EngineError
 from runner.job import Bytes
 from runner.settings import Settings
@@ -17,6 +18,9 @@ log = logging.getLogger(__name__)
 
 _FEWEST_FILES = 10_000
 """With fewer inodes left a disk is full; one that does not count them has no such bound."""
+
+
+RESULTS_REMEDY = "install deploy/systemd/var-lib-runner-results.mount (docs/disk.md)"
 
 
 def disk_of(folder: Path) -> os.statvfs_result:
@@ -71,6 +75,12 @@ class Disks:
         """Say so where jobs may ask for scratch and none can be made; they are passed on."""
         if self.settings.limits.max.scratch and (fault := await self.house.scratch.fault()):
             log.error("no scratch disk can be made", extra={"problem": fault})
+
+    def warn_of_results(self) -> None:
+        """Say so where only a look once a second bounds what jobs write to their output and progress."""
+        if problem := why_on_disk(self.settings.worker.state_dir):
+            told = {"problem": problem, "remedy": RESULTS_REMEDY}
+            log.warning("the files that jobs write results to are watched, not bounded", extra=told)
 
     def problem(self) -> str | None:
         """Why no job is to be taken for now."""

@@ -16,6 +16,7 @@ from typing import Any
 from runner import __version__
 from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.images import open_images
+from runner.adapters.docker.results import place_in_memory
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.adapters.metrics import Metrics
@@ -238,7 +239,7 @@ async def open_local(settings: Settings) -> AsyncIterator[Local]:
                 yield local
         finally:
             if not left:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(settings.worker.state_dir, folder)
 
 
 def local_folders(state_dir: Path) -> list[Path]:
@@ -256,7 +257,7 @@ async def clear_killed(settings: Settings) -> int:
                 async with _open(settings, folder) as local:
                     removed += len(await local.house.sweep.found())
                     await local.house.sweep.once(grace=timedelta(0))
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(settings.worker.state_dir, folder)
         except ConfigError:
             continue  # somebody else is at it
     return removed
@@ -288,6 +289,7 @@ async def _open(settings: Settings, folder: Path) -> AsyncIterator[Local]:
             worker=folder.name,
             state_dir=folder,
             observer=metrics,
+            in_memory=_in_memory(settings.worker.state_dir, folder),
             packages=packages,
             reserve=settings.capacity.disk_free,
             uids=settings.engine.uid_numbers,
@@ -314,7 +316,8 @@ def _own_name(worker: str) -> str:
 def _make(state_dir: Path, folder: Path) -> None:
     """Make the folder; what root makes here belongs to the daemon's user, who looks for what was left."""
     try:
-        for path in (state_dir, folder.parent, folder):
+        in_memory = _in_memory(state_dir, folder)
+        for path in (state_dir, folder.parent, folder, *((in_memory.parent, in_memory) if in_memory else ())):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.geteuid() == 0:
                 owner = state_dir.stat()
@@ -324,6 +327,16 @@ def _make(state_dir: Path, folder: Path) -> None:
             f"worker.state_dir: {folder} cannot be made ({error.strerror}); run this as the daemon's user, "
             "or name another folder"
         ) from error
+
+
+def _remove(state_dir: Path, folder: Path) -> None:
+    for path in filter(None, (_in_memory(state_dir, folder), folder)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _in_memory(state_dir: Path, folder: Path) -> Path | None:
+    """The other folder of a local worker, for what its job writes."""
+    return place_in_memory(state_dir, _FOLDER, folder.name)
 
 
 def _killed(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from runner import __version__
 from runner.adapters.docker.client import Listed
 from runner.adapters.docker.engine import open_engine
 from runner.adapters.docker.files import folder_of
+from runner.adapters.docker.results import place_in_memory
 from runner.adapters.docker.sweep import GRACE
 from runner.adapters.journal import journal_exists, open_journal
 from runner.adapters.lock import WorkerLock
@@ -46,7 +47,13 @@ async def reap(settings: Settings) -> Reaped:
     worker, state_dir = settings.worker.name, settings.worker.state_dir
     metrics = Metrics(version=__version__, installed=lambda: ())
     with WorkerLock(state_dir).hold():
-        async with open_engine(url=settings.engine.url, worker=worker, state_dir=state_dir, observer=metrics) as opened:
+        async with open_engine(
+            url=settings.engine.url,
+            worker=worker,
+            state_dir=state_dir,
+            observer=metrics,
+            in_memory=place_in_memory(state_dir, "jobs"),
+        ) as opened:
             found = await opened.sweep.found()
             left = await opened.sweep.once(grace=timedelta(0))
     killed = await clear_killed(settings)
@@ -67,6 +74,7 @@ async def reap_expired(settings: Settings) -> Reaped:
                 worker=settings.worker.name,
                 state_dir=settings.worker.state_dir,
                 observer=metrics,
+                in_memory=place_in_memory(settings.worker.state_dir, "jobs"),
             ) as opened,
         ):
             await opened.client.ping()

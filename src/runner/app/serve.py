@@ -16,6 +16,7 @@ from runner.adapters.amqp.memory import Memory, open_memory
 from runner.adapters.docker.engine import OpenEngine, open_engine
 from runner.adapters.docker.health import EngineHealth
 from runner.adapters.docker.images import Images, open_images
+from runner.adapters.docker.results import place_in_memory
 from runner.adapters.history import History, open_history
 from runner.adapters.http import Views, serve_http
 from runner.adapters.journal import SqliteJournal, open_journal
@@ -83,6 +84,7 @@ async def serve(settings: Settings) -> None:
                 worker=settings.worker.name,
                 state_dir=settings.worker.state_dir,
                 observer=metrics,
+                in_memory=place_in_memory(settings.worker.state_dir, "jobs"),
                 packages=packages,
                 reserve=settings.capacity.disk_free,
                 uids=settings.engine.uid_numbers,
@@ -170,6 +172,7 @@ class Daemon:
             await self.runtimes.at_start()
             await self.disks.look_for_engine()
             await self.disks.warn_of_scratch()
+            self.disks.warn_of_results()
             await self._serve(stop, manager, adoptable)
         except asyncio.CancelledError:
             if not stop.first.is_set():

@@ -87,16 +87,18 @@ def create_body(
     folder: Path,
     site: Site,
     *,
+    results: Path | None = None,
     scratch: Path | None = None,
     code: Path | None = None,
     access: Access | None = None,
 ) -> dict[str, Any]:
     """The body of the engine's create call for a container whose init will wait for a job.
 
+    `results` is where the files are that its job may write, if not in `folder`;
     `scratch` is the block device of its scratch disk, if it gets one; `code` is the folder of its job's code;
     without `access` it has no network.
     """
-    mounts = _mounts(stack, limits, folder, site.init)
+    mounts = _mounts(stack, limits, folder, results or folder, site.init)
     if scratch is not None:
         mounts["Mounts"].append(_disk(scratch, SCRATCH))
     if code is not None:
@@ -200,7 +202,7 @@ def _device(text: str) -> dict[str, str]:
     return {"PathOnHost": host, "PathInContainer": inside or host, "CgroupPermissions": permissions or "rwm"}
 
 
-def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str, Any]:
+def _mounts(stack: Stack, limits: Limits, folder: Path, results: Path, init: Path) -> dict[str, Any]:
     space = max(limits.disk, _PAGE)  # to the kernel, zero means no limit
     options = f"rw,exec,nosuid,nodev,uid={stack.uid},gid={stack.gid}"
     bounds = f"size={space},nr_inodes={max(space // _PAGE, _FEWEST_INODES)}"
@@ -214,8 +216,8 @@ def _mounts(stack: Stack, limits: Limits, folder: Path, init: Path) -> dict[str,
         "Mounts": [
             _bind(init, INIT),
             _bind(folder, FILES),
-            _bind(folder / OUTPUT, f"{FILES}/{OUTPUT}", writable=True),
-            _bind(folder / PROGRESS, f"{FILES}/{PROGRESS}", writable=True),
+            _bind(results / OUTPUT, f"{FILES}/{OUTPUT}", writable=True),
+            _bind(results / PROGRESS, f"{FILES}/{PROGRESS}", writable=True),
         ],
     }
 

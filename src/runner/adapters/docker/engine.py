@@ -14,7 +14,7 @@ from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, EngineUnreachable, TimeLimits, open_client
 from runner.adapters.docker.config import Access, Site
 from runner.adapters.docker.container import DockerContainer
-from runner.adapters.docker.files import JobFolder, container_of, folder_of
+from runner.adapters.docker.files import JobFolders, container_of, folder_of
 from runner.adapters.docker.fitness import Fitness
 from runner.adapters.docker.handover import Handover
 from runner.adapters.docker.launch import Launch, Launches
@@ -58,7 +58,7 @@ class DockerEngine:
         observer: EngineObserver,
         site: Site,
         nonces: Nonces,
-        jobs: Path,
+        folders: JobFolders,
         scratch: ScratchDisks,
         packages: Packages | None,
         start_parallelism: int,
@@ -72,7 +72,7 @@ class DockerEngine:
         self._census = census
         self._site = site
         self._nonces = nonces
-        self._jobs = jobs
+        self._folders = folders
         self._packages = packages
         self._launches = Launches(
             client=client,
@@ -81,7 +81,7 @@ class DockerEngine:
             observer=observer,
             packages=packages,
             worker=site.worker,
-            jobs=jobs,
+            folders=folders,
         )
         self._maker = Maker(
             client=client,
@@ -90,13 +90,13 @@ class DockerEngine:
             scratch=scratch,
             launches=self._launches,
             site=site,
-            jobs=jobs,
+            folders=folders,
             starting=asyncio.Semaphore(start_parallelism),
         )
         self.warm = WarmPool(
             make=self._make_ready, drop=self.drop, observer=observer, site=site, memory=Bytes(warm_memory)
         )
-        self._handover = Handover(warm=self.warm, launches=self._launches, census=census, site=site, jobs=jobs)
+        self._handover = Handover(warm=self.warm, launches=self._launches, census=census, site=site, folders=folders)
 
     def names(self) -> frozenset[str]:
         """The containers that a launch has begun to make and no discard has finished with."""
@@ -154,7 +154,7 @@ class DockerEngine:
             attempt,
             client=self.client,
             site=self._site,
-            folder=JobFolder(self._jobs / attempt.claim),
+            folder=self._folders.of(attempt.claim),
             nonce=self._nonces.of(attempt.claim),
             on_output=on_output,
         )
@@ -225,6 +225,7 @@ async def open_engine(
     worker: str,
     state_dir: Path,
     observer: EngineObserver,
+    in_memory: Path | None = None,
     packages: Packages | None = None,
     reserve: Bytes = _NO_RESERVE,
     uids: range | None = None,
@@ -235,12 +236,13 @@ async def open_engine(
 ) -> AsyncIterator[OpenEngine]:
     """The engine at `url`, which need not be there yet. Raises `ConfigError` for a bad url or a missing init.
 
+    What jobs write to their results goes to the folder `in_memory`, as memory of theirs, else to `state_dir`.
     Without `packages` it takes no jobs that bring code along. Jobs that may write to the engine's disk without a bound
     are ended when less than `reserve` is free there. `access` is asked for each job that reaches out.
     Those of stacks that name no user run as one of `uids`, if given.
     """
     parallel = start_parallelism or default_parallelism()
-    jobs = state_dir.absolute() / "jobs"
+    folders = JobFolders(jobs=state_dir.absolute() / "jobs", in_memory=in_memory)
     site = Site(
         worker=worker,
         boot=_BOOT_ID.read_text().strip(),
@@ -259,7 +261,7 @@ async def open_engine(
             observer=observer,
             site=site,
             nonces=Nonces(state_dir / "secret"),
-            jobs=jobs,
+            folders=folders,
             scratch=scratch,
             packages=packages,
             start_parallelism=parallel,
@@ -273,7 +275,7 @@ async def open_engine(
             census=census,
             observer=observer,
             worker=worker,
-            jobs=jobs,
+            folders=folders,
             known=lambda: engine.names() | probes.names(),
             waiting=engine.warm.names,
             audit=audit,

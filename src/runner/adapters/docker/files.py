@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes, container_name, warm_name
@@ -42,8 +43,15 @@ class JobFolder:
     the modes need not know the job's uid, and hold with user namespaces, too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, in_memory: Path | None = None) -> None:
+        """`in_memory` is where the files are to be that the job may write; without it they are in the folder itself."""
         self.path = path
+        self.in_memory = in_memory
+
+    @property
+    def results(self) -> Path:
+        """Where the files are that the job may write. It began, maybe, when this worker had no place in memory."""
+        return self.in_memory if self.in_memory is not None and self.in_memory.is_dir() else self.path
 
     def create(self) -> None:
         """Make the folder and the files that the job may write."""
@@ -54,8 +62,11 @@ class JobFolder:
         # Stays empty: in the container a file system lies over it, to which the runtime gives this folder's mode.
         (self.path / SECRETS).mkdir()
         (self.path / SECRETS).chmod(0o700)
+        if self.in_memory is not None:
+            self.in_memory.mkdir(mode=0o700, parents=True)
         for name in (OUTPUT, PROGRESS):
-            self._write(name, b"", mode=0o666)
+            _write(self.results / name, b"", mode=0o666)
+            (self.path / name).touch()  # where the file in memory is mounted
 
     def make_place_for_code(self) -> None:
         """Make the folder over which the job's code is mounted."""
@@ -65,14 +76,16 @@ class JobFolder:
         """Show a folder of code: its files and links are shared, its folders are made anew. Raises OSError."""
         _link(tree, self.path / CODE)
 
-    def move(self, path: Path) -> None:
-        """Give the folder another place; a container that has it mounted sees no difference. Raises OSError."""
-        self.path.rename(path)
-        self.path = path
+    def become(self, other: "JobFolder") -> None:
+        """Take the place of the other, which is not there yet; a container sees no difference. Raises OSError."""
+        if self.in_memory is not None and other.in_memory is not None:
+            self.in_memory.rename(other.in_memory)
+        self.path.rename(other.path)
+        self.path, self.in_memory = other.path, other.in_memory
 
     def write_payload(self, payload: bytes) -> None:
         """Put the job's payload where it can read it."""
-        self._write(PAYLOAD, payload, mode=0o444)
+        _write(self.path / PAYLOAD, payload, mode=0o444)
 
     def output(self) -> bytes | None:
         """What the job wrote to `JOB_OUTPUT_FILE`, up to one byte more than allowed; None if nothing."""
@@ -83,33 +96,32 @@ class JobFolder:
         return self._read(PROGRESS, PROGRESS_MAX)
 
     def taken(self) -> dict[str, Bytes]:
-        """What the files that the job may write take of the host's disk."""
-        sizes = {}
+        """What the files that the job may write take of the host's disk; nothing is told of those in memory."""
+        sizes: dict[str, Bytes] = {}
+        if (folder := self.results) != self.path:
+            return sizes
         for name in (OUTPUT, PROGRESS):
             with suppress(OSError):
-                sizes[name] = Bytes(os.lstat(self.path / name).st_blocks * _BLOCK)
+                sizes[name] = Bytes(os.lstat(folder / name).st_blocks * _BLOCK)
         return sizes
 
     def trim(self) -> None:
         """Give back what those files take beyond what is read of them: a job can reserve gigabytes in one call."""
         for name, most in ((OUTPUT, OUTPUT_MAX), (PROGRESS, PROGRESS_MAX)):
             with suppress(OSError):
-                os.truncate(self.path / name, min(most + 1, os.lstat(self.path / name).st_size))
+                os.truncate(path := self.results / name, min(most + 1, os.lstat(path).st_size))
 
     def remove(self) -> None:
         """Leave nothing behind; done already when there is no such folder. Raises OSError."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.path)
-
-    def _write(self, name: str, data: bytes, *, mode: int) -> None:
-        path = self.path / name
-        path.write_bytes(data)
-        path.chmod(mode)
+        for folder in (self.in_memory, self.path):
+            if folder is not None:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
 
     def _read(self, name: str, most: Bytes) -> bytes | None:
         # The job chose what it did to this file: no link is followed, nothing but a plain file is read.
         try:
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self.results / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
         try:
@@ -117,6 +129,28 @@ class JobFolder:
             return (os.read(descriptor, most + 1) or None) if plain else None
         finally:
             os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFolders:
+    """The folders of all containers of a worker: under `jobs`, and under `in_memory` what jobs may write there."""
+
+    jobs: Path
+    in_memory: Path | None = None
+
+    def of(self, name: str) -> JobFolder:
+        """The folder of that name, whether or not it is there."""
+        return JobFolder(self.jobs / name, None if self.in_memory is None else self.in_memory / name)
+
+    def names(self) -> frozenset[str]:
+        """The names of all that are there, in either place: a daemon may have died between the two."""
+        places = (place for place in (self.jobs, self.in_memory) if place is not None and place.is_dir())
+        return frozenset(path.name for place in places for path in place.iterdir())
+
+
+def _write(path: Path, data: bytes, *, mode: int) -> None:
+    path.write_bytes(data)
+    path.chmod(mode)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -5,12 +5,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.config import Site
-from runner.adapters.docker.files import folder_of
+from runner.adapters.docker.files import JobFolders, folder_of
 from runner.adapters.docker.launch import Launch, Launches
 from runner.adapters.docker.making import REMAKE_PATIENCE
 from runner.adapters.docker.sandbox import Sandbox
@@ -32,7 +31,7 @@ class Handover:
     launches: Launches
     census: Census
     site: Site
-    jobs: Path
+    folders: JobFolders
     _mounted: OrderedDict[LinkedCode, None] = field(default_factory=OrderedDict)
 
     def expect(self, name: str, plan: Plan) -> None:
@@ -79,7 +78,7 @@ class Handover:
 
     async def _become(self, sandbox: Sandbox, name: str, resources: Mapping[str, Any] | None) -> Sandbox:
         try:
-            sandbox.folder.move(self.jobs / folder_of(name, self.site.worker))
+            sandbox.folder.become(self.folders.of(folder_of(name, self.site.worker)))
         except OSError as error:
             raise EngineError(f"the job's files cannot be made: {error}") from error
         await sandbox.become(name, resources)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient, Operation
-from runner.adapters.docker.files import JobFolder, container_of, folder_of
+from runner.adapters.docker.files import JobFolder, JobFolders, container_of, folder_of
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
@@ -81,7 +81,7 @@ class Launches:
     observer: EngineObserver
     packages: Packages | None
     worker: str
-    jobs: Path
+    folders: JobFolders
     _known: dict[str, Launch] = field(default_factory=dict)
     _under_way: set[asyncio.Task[Any]] = field(default_factory=set)
     _disposals: set[asyncio.Task[None]] = field(default_factory=set)
@@ -132,7 +132,7 @@ class Launches:
             if launch.uncertain:
                 await asyncio.sleep(self.client.limits[Operation.CREATE].total_seconds())
                 await self.removal.remove(name)
-            await self._remove_files(JobFolder(self.jobs / claim))
+            await self._remove_files(self.folders.of(claim))
         finally:
             launch.let_go_of_disk()
             self.scratch.forget(name)

@@ -4,13 +4,12 @@ import asyncio
 import errno
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import EngineClient, EngineUnreachable
 from runner.adapters.docker.config import Access, Site, create_body, lodge
-from runner.adapters.docker.files import JobFolder, container_of
+from runner.adapters.docker.files import JobFolder, JobFolders, container_of
 from runner.adapters.docker.launch import Launch, Launches
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.removal import Removal
@@ -37,18 +36,27 @@ class Maker:
     scratch: ScratchDisks
     launches: Launches
     site: Site
-    jobs: Path
+    folders: JobFolders
     starting: asyncio.Semaphore
 
     async def make(self, claim: str, stack: Stack, limits: Limits, access: Access | None = None) -> Sandbox:
         """A started container whose init waits for its job. Raises `EngineError` or `DeferredError`."""
-        name, folder = container_of(claim, self.site.worker), JobFolder(self.jobs / claim)
+        name, folder = container_of(claim, self.site.worker), self.folders.of(claim)
         launch, stack = self.launches.of(name), lodge(stack, claim, self.site)
         _make_files(folder, launch)
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
-        body = create_body(stack, limits, folder.path, self.site, scratch=disk, code=launch.to_mount, access=access)
+        body = create_body(
+            stack,
+            limits,
+            folder.path,
+            self.site,
+            results=folder.results,
+            scratch=disk,
+            code=launch.to_mount,
+            access=access,
+        )
         async with self.starting:
             container, attachment = await self._started(launch, name, body)
         launch.let_go_of_disk()

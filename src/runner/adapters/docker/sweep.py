@@ -5,14 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import NoReturn
 
 from runner.adapters.docker.audit import Audit
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import TIME_LIMITS, EngineClient, Listed, Operation
 from runner.adapters.docker.config import LABEL_WORKER
-from runner.adapters.docker.files import JobFolder, container_of, folder_of
+from runner.adapters.docker.files import JobFolder, JobFolders, container_of, folder_of
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
 from runner.errors import EngineError
@@ -48,7 +47,7 @@ class Sweep:
         audit: Audit,
         observer: EngineObserver,
         worker: str,
-        jobs: Path,
+        folders: JobFolders,
         known: Known,
         waiting: Known = frozenset,
     ) -> None:
@@ -58,7 +57,7 @@ class Sweep:
         self._audit = audit
         self._observer = observer
         self._worker = worker
-        self._jobs = jobs
+        self._folders = folders
         self._known = known
         self._waiting = waiting
 
@@ -127,7 +126,7 @@ class Sweep:
         _LOG.info("a container that nobody owned was removed", extra={"container": container.name})
         folder = folder_of(container.name, self._worker)
         if folder != container.name:
-            await self._remove_folder(self._jobs / folder)
+            await self._remove_folder(self._folders.of(folder))
         return container.name
 
     def _count(self, found: Sequence[Listed], known: frozenset[str]) -> None:
@@ -136,14 +135,13 @@ class Sweep:
             self._census.gone(name)
 
     async def _sweep_folders(self, owned: frozenset[str]) -> None:
-        for path in list(self._jobs.iterdir()) if self._jobs.is_dir() else ():
-            if container_of(path.name, self._worker) in owned:
-                continue
-            await self._remove_folder(path)
+        for name in self._folders.names():
+            if container_of(name, self._worker) not in owned:
+                await self._remove_folder(self._folders.of(name))
 
-    async def _remove_folder(self, path: Path) -> None:
+    async def _remove_folder(self, folder: JobFolder) -> None:
         try:
-            await asyncio.to_thread(JobFolder(path).remove)  # a job's code may have many files
+            await asyncio.to_thread(folder.remove)  # a job's code may have many files
         except OSError as error:
             self._observer.cleanup_failed()
-            _LOG.warning("a job's files could not be removed", extra={"path": str(path), "problem": str(error)})
+            _LOG.warning("a job's files could not be removed", extra={"path": str(folder.path), "problem": str(error)})
