@@ -146,7 +146,7 @@ class Site:
     @property
     def job_folders(self) -> list[str]:
         """The folders under the state folder of containers that were made for jobs."""
-        return [path.name for path in self.state_dir.glob("jobs/*")]
+        return [path.name for place in ("jobs/*", "results/jobs/*") for path in self.state_dir.glob(place)]
 
     async def messages(self) -> dict[str, int]:
         """How many messages are ready in each queue that has some; all of them, once no daemon runs."""

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.conftest import OpenSite
 from tests.e2e.daemon import Daemon, Site, eventually
 from tests.e2e.submitter import Submitter, open_submitter, sh
-from tests.e2e.test_disk import small_disk
+from tests.mounted import mounted_tmpfs
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -154,7 +154,7 @@ async def test_a_daemon_that_was_killed_leaves_no_disk(at: OpenSite, tmp_path: P
 
 async def test_a_job_that_no_room_is_left_for_waits(at: OpenSite, tmp_path: Path) -> None:
     async with at(tmp_path) as site:
-        with small_disk(site.state_dir, "256m"):
+        with mounted_tmpfs(site.state_dir, "size=256m"):
             async with site.daemon(**SETTINGS, capacity__disk_free="32m") as daemon:
                 await daemon.ready()
                 async with open_submitter(site.broker, site.ns) as acme:

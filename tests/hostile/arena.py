@@ -150,7 +150,8 @@ def leftovers(containers: Sequence[str], daemon: Daemon) -> list[str]:
     known = set(containers)
     places: list[Any] = [*_processes(), *_cgroups(), *_mounts()]
     found = [place for place in places if any(container in place for container in known)]
-    return found + [mount for mount in _mounts() if str(daemon.site.state_dir) in mount]
+    own = f" {daemon.site.state_dir}/results "
+    return found + [mount for mount in _mounts() if str(daemon.site.state_dir) in mount and own not in mount]
 
 
 def _processes() -> Iterator[str]:

@@ -9,6 +9,7 @@ from tests.e2e.submitter import open_submitter
 from tests.hostile.arena import Arena, Fought, fight, leftovers
 from tests.hostile.attack import KEPT_WARM, STACKS
 from tests.hostile.image import build_image, compile_attacks
+from tests.mounted import results_in_memory
 from tests.services import Endpoint
 
 OpenArena = Callable[..., AbstractAsyncContextManager[Arena]]
@@ -38,11 +39,12 @@ def arena_at(
                 for name, text in {**STACKS, **(stacks or {})}.items():
                     site.write_stack(name, kept + text)
                     await docker.images.tag(hostile_image, repo=f"runner/{name}", tag="current")
-            async with site.daemon(**settings) as daemon:
-                await daemon.ready(timeout=60)
-                async with open_submitter(site.broker, ns) as acme:
-                    yield Arena(daemon=daemon, acme=acme, warm=warm)
-                await daemon.stop()
+            with results_in_memory(site.state_dir):
+                async with site.daemon(**settings) as daemon:
+                    await daemon.ready(timeout=60)
+                    async with open_submitter(site.broker, ns) as acme:
+                        yield Arena(daemon=daemon, acme=acme, warm=warm)
+                    await daemon.stop()
 
     return open_arena
 

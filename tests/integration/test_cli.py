@@ -266,6 +266,8 @@ async def test_check_has_a_line_for_everything(
     assert [name for name, found in findings.items() if not found["ok"]] == ["stack broken"]
     assert "colour: is unknown" in findings["stack broken"]["detail"]
     assert findings["broker"]["detail"].startswith("RabbitMQ ")
+    assert "not bounded: no tmpfs is mounted at" in findings["results"]["detail"]
+    assert "var-lib-runner-results.mount" in findings["results"]["detail"]
 
 
 async def test_check_tells_which_service_is_away(state_dir: Path) -> None:

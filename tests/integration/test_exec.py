@@ -12,6 +12,7 @@ from pathlib import Path
 import aiodocker
 import pytest
 from tests.integration.local_house import Place, ended, open_place
+from tests.mounted import results_in_memory
 from tests.services import Endpoint
 
 pytestmark = pytest.mark.engine
@@ -46,6 +47,17 @@ async def test_the_job_has_the_sandbox_of_the_daemon_and_its_streams_are_ours(pl
     assert out.splitlines() == ["65534", "/work", "input", f"blue {place.worker} acme", "typed"]
     assert err.splitlines() == ["oops", "runner: failed: exited with code 7"]
     await nothing_left(place)
+
+
+async def test_what_the_job_tells_is_memory_of_its_own(place: Place) -> None:
+    script = "grep ' /job/output ' /proc/mounts; echo 1 >/job/output"
+    with results_in_memory(place.state_dir):
+        code, out, _ = await place.call("exec", "--json", "--stack", place.worker, "--", "sh", "-c", script)
+        assert code == 0
+        assert json.loads(out.splitlines()[-1])["output"] == 1
+        assert "tmpfs /job/output tmpfs rw,nosuid,nodev,noexec," in out
+        await nothing_left(place)
+        assert list((place.state_dir / "results" / "exec").iterdir()) == []
 
 
 async def test_a_folder_of_code_is_there_to_be_read(place: Place, tmp_path: Path) -> None:

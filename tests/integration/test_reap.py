@@ -11,6 +11,7 @@ from typing import Any
 
 import aiodocker
 import pytest
+from tests.mounted import results_in_memory
 from tests.services import Endpoint, Engine
 
 from runner.adapters.journal import SqliteJournal, open_journal
@@ -57,14 +58,21 @@ class Place:
         container = await self._docker.containers.create(body, name=container_name(self.worker, claim))
         if start:
             await container.start()
-        (self.state_dir / "jobs" / claim).mkdir(parents=True)
+        for place in self.places:
+            (place / claim).mkdir(parents=True)
+
+    @property
+    def places(self) -> list[Path]:
+        """Where the files are: what jobs write has a place of its own, if this machine has one for it."""
+        results = self.state_dir / "results"
+        return [self.state_dir / "jobs", *([results / "jobs"] if results.exists() else [])]
 
     async def claims(self) -> set[str]:
         """Those that have a container, which are those that have files."""
         found = await self._docker.containers.list(all=True, filters={"label": [f"runner.worker={self.worker}"]})
         prefix = container_name(self.worker, "")
         claims = {container["Names"][0].lstrip("/").removeprefix(prefix) for container in found}
-        assert {path.name for path in (self.state_dir / "jobs").iterdir()} == claims
+        assert all({path.name for path in place.iterdir()} == claims for place in self.places)
         return claims
 
     def environment(self) -> dict[str, str]:
@@ -95,18 +103,20 @@ async def place(engine: Endpoint, busybox_image: str, namespace: str, state_dir:
 
 
 async def test_what_the_next_life_will_want_is_kept(place: Place) -> None:
-    for claim in ("running", "ended", "fresh", "unknown", "over"):
-        await place.make(claim, start=claim in ("running", "fresh"))
-    async with place.journal() as journal:
-        for claim in ("running", "ended", "fresh", "over"):
-            await journal.claimed(place.record(claim, now()))
-        await journal.started("running", "id", now() + timedelta(hours=1))
-        await journal.started("ended", "id", now() - timedelta(hours=1))
-        await journal.ended("over", finished=True)
-    assert await place.reap("--expired") == ("2 containers removed\n", "")
-    assert await place.claims() == {"running", "ended", "fresh"}
-    assert await place.reap("--expired", "--json") == ('{"removed": 0, "left": 0}\n', "")
-    assert await place.reap() == ("3 containers removed\n", "")
+    with results_in_memory(place.state_dir):
+        for claim in ("running", "ended", "fresh", "unknown", "over"):
+            await place.make(claim, start=claim in ("running", "fresh"))
+        async with place.journal() as journal:
+            for claim in ("running", "ended", "fresh", "over"):
+                await journal.claimed(place.record(claim, now()))
+            await journal.started("running", "id", now() + timedelta(hours=1))
+            await journal.started("ended", "id", now() - timedelta(hours=1))
+            await journal.ended("over", finished=True)
+        assert await place.reap("--expired") == ("2 containers removed\n", "")
+        assert await place.claims() == {"running", "ended", "fresh"}
+        assert await place.reap("--expired", "--json") == ('{"removed": 0, "left": 0}\n', "")
+        assert await place.reap() == ("3 containers removed\n", "")
+        assert await place.claims() == set()
 
 
 async def test_a_job_that_nobody_ends_is_ended_after_its_deadline(place: Place) -> None:

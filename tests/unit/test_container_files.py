@@ -111,7 +111,7 @@ def test_what_a_job_writes_may_be_in_another_place(tmp_path: Path) -> None:
     assert {path.name for path in folder.path.iterdir()} == {OUTPUT, PROGRESS, SECRETS}  # to be mounted over
     (folder.results / OUTPUT).write_bytes(b"1")
     (folder.results / PROGRESS).write_bytes(bytes(10 * PROGRESS_MAX))
-    assert folder.taken() == {}, "it takes nothing of the disk"
+    assert not folder.on_disk
 
     folder.become(folders.of("c1"))
     assert folders.names() == {"c1"}
@@ -138,6 +138,6 @@ def test_a_job_of_a_life_without_that_place_is_read_where_it_writes(tmp_path: Pa
     (before.path / OUTPUT).write_bytes(b"1")
     after = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results").of("c1")
     assert after.output() == b"1"
-    assert after.taken() == before.taken() != {}
+    assert after.on_disk
     after.remove()
     assert not before.path.exists()

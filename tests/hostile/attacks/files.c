@@ -3,8 +3,10 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #define OUTPUT "/job/output"
+#define PROGRESS "/job/progress"
 
 /* Whatever it tries, the file stays the one that the daemon reads. */
 int output_replaced(int count, char **words)
@@ -42,7 +44,7 @@ static void write_until_full(const char *path)
     close(fd);
 }
 
-/* grow PATH: a file that never ends, on the host's disk. */
+/* grow PATH: a file that never ends, outside of the container. */
 int grow(int count, char **words)
 {
     if (count < 1)
@@ -51,16 +53,30 @@ int grow(int count, char **words)
         write_until_full(words[0]);
 }
 
-/* reserve: all the room that a file may have, on the host's disk, at once. */
+/* reserve: all the room that a file may have, at once, in either file that is outside of the container. */
 int reserve(int count, char **words)
 {
     struct rlimit most;
-    int fd = open(OUTPUT, O_RDWR);
     (void)count, (void)words;
     getrlimit(RLIMIT_FSIZE, &most);
-    told("as much as a file may have", fallocate(fd, 0, 0, (off_t)most.rlim_cur));
-    fflush(stdout);
+    told(OUTPUT, fallocate(open(OUTPUT, O_RDWR), 0, 0, (off_t)most.rlim_cur));
+    told(PROGRESS, fallocate(open(PROGRESS, O_RDWR), 0, 0, (off_t)most.rlim_cur));
     rest(60);
+    return 0;
+}
+
+/* attributes: 8 MiB in names beside what a file holds, which no limit on its length counts. */
+int attributes(int count, char **words)
+{
+    int fd = open(OUTPUT, O_RDWR), set = 0;
+    long result = 0;
+    (void)count, (void)words;
+    while (set < 128 && result == 0) {
+        char name[32];
+        snprintf(name, sizeof name, "user.%d", set++);
+        result = fsetxattr(fd, name, block, sizeof block, 0);
+    }
+    told("attributes", result);
     return 0;
 }
 

@@ -19,8 +19,9 @@ from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
-from runner.job import Exit, Limits, Stream, Usage
+from runner.job import OUTPUT_MAX, Bytes, Exit, Limits, Stream, Usage
 from runner.ports import OnOutput
+from runner.units import format_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class DockerContainer:
             self._replayed = True
             state = await self._see_out()
             await self._read_rest()
-        end = await self._end(state)
+        end = self._with_results(await self._end(state))
         await asyncio.to_thread(self._folder.trim)  # its removal may take the engine a while
         return end
 
@@ -152,6 +153,15 @@ class DockerContainer:
             lost = "its container was removed from outside"
             return Exit(lost=lost, usage=self._usage(), output=self._folder.output())
         return await self._judged(state)
+
+    def _with_results(self, end: Exit) -> Exit:
+        """The end of a job whose output and progress count as its memory, told so where they filled it."""
+        if not end.oom_kills or end.disk_full or self._folder.on_disk:
+            return end
+        name, size = max(self._folder.taken().items(), key=lambda taken: taken[1], default=("", Bytes(0)))
+        if size <= max(self._limits.disk, OUTPUT_MAX):
+            return end
+        return replace(end, disk_full=f"/job/{name} held {format_size(size)}")
 
     async def terminate(self) -> None:
         """Send SIGTERM to all processes of the job. Raises `EngineError` when the engine does not do it."""

@@ -24,7 +24,7 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
         cwd=WORK,
         timeout=plan.limits.timeout,
         rlimits={
-            # Bounds the two files that a job can write on the host's disk. In the other places a file can't get as
+            # Bounds its output and its progress. In the other places a file can't get as
             # long: where they are full, the job is told so (ENOSPC), and not killed.
             resource.RLIMIT_FSIZE: max(plan.limits.disk, plan.limits.scratch, OUTPUT_MAX) + _PAGE,
             resource.RLIMIT_CORE: 0,

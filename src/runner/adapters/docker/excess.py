@@ -36,7 +36,7 @@ class Excess:
     async def found(self) -> str | None:
         """What there is too much of, in words; None if nothing is, or nobody can tell for now."""
         for name, size in self._folder.taken().items():
-            if size > _FILE_MOST:
+            if size > _FILE_MOST and self._folder.on_disk:
                 await asyncio.to_thread(self._folder.trim)  # its neighbours need it before the job is gone
                 return f"/job/{name} took {format_size(size)} of its worker's disk, which is no place for large results"
         if not self._writable:

@@ -53,6 +53,11 @@ class JobFolder:
         """Where the files are that the job may write. It began, maybe, when this worker had no place in memory."""
         return self.in_memory if self.in_memory is not None and self.in_memory.is_dir() else self.path
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether those files are on the host's disk, where nothing bounds all of them together."""
+        return self.results == self.path
+
     def create(self) -> None:
         """Make the folder and the files that the job may write."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,13 +101,11 @@ class JobFolder:
         return self._read(PROGRESS, PROGRESS_MAX)
 
     def taken(self) -> dict[str, Bytes]:
-        """What the files that the job may write take of the host's disk; nothing is told of those in memory."""
-        sizes: dict[str, Bytes] = {}
-        if (folder := self.results) != self.path:
-            return sizes
+        """What the files that the job may write take, of the host's disk or of the job's memory."""
+        sizes = {}
         for name in (OUTPUT, PROGRESS):
             with suppress(OSError):
-                sizes[name] = Bytes(os.lstat(folder / name).st_blocks * _BLOCK)
+                sizes[name] = Bytes(os.lstat(self.results / name).st_blocks * _BLOCK)
         return sizes
 
     def trim(self) -> None:
