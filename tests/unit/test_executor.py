@@ -22,7 +22,7 @@ from tests.fakes import (
     until,
 )
 
-from runner import executor
+from runner import executor, noting, pump, stopping
 from runner.errors import (
     DeferredError,
     EngineError,
@@ -174,7 +174,7 @@ async def test_a_job_is_ended_although_its_intent_cannot_be_noted(reason: StopRe
 
 
 async def test_a_job_is_ended_although_the_journal_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_NOTED_WITHIN", 0.01)
+    monkeypatch.setattr(noting, "_NOTED_WITHIN", 0.01)
     house = House(*DEAF)
     house.journal.stopping = on_a_disk_that_hangs  # type: ignore[assignment, method-assign]
     async with house.run() as (run, running):
@@ -246,7 +246,7 @@ async def test_a_log_is_forgotten_once_it_has_ended(command: tuple[str, ...]) ->
 
 
 async def test_a_log_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_LOG_CONFIRM", 0.01)
+    monkeypatch.setattr(pump, "_CONFIRM", 0.01)
     house = House(*SPEAKS)
     house.logs.stuck = True
     result = await house.result()
@@ -365,7 +365,7 @@ async def test_a_job_that_is_stopped_while_it_is_launched_never_starts(*, early:
 
 
 async def test_a_signal_that_the_engine_does_not_send_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_KILL_AGAIN", 0.001)
+    monkeypatch.setattr(stopping, "_KILL_AGAIN", 0.001)
     house = House(*DEAF)
     async with house.run() as (run, running):
         await until(lambda: house.runs)
@@ -388,7 +388,7 @@ async def test_a_signal_that_the_engine_does_not_send_is_sent_again(monkeypatch:
 
 
 async def test_a_job_that_cannot_be_killed_is_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_KILL_AGAIN", 0.001)
+    monkeypatch.setattr(stopping, "_KILL_AGAIN", 0.001)
     house = House(*DEAF, limits=Limits(timeout=SHORT, grace=SHORT))
     house.kill_budget = timedelta(milliseconds=300)
     async with house.run() as (_, running):
@@ -413,7 +413,7 @@ async def test_a_job_that_cannot_be_killed_is_told_of_all_the_same(monkeypatch: 
 
 
 async def test_a_term_that_the_engine_does_not_send_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_TERM_PATIENCE", 0.001)
+    monkeypatch.setattr(stopping, "_TERM_PATIENCE", 0.001)
     house = House(*DEAF, limits=Limits(grace=SHORT))
     async with house.run() as (run, running):
         await until(lambda: house.runs)
