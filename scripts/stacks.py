@@ -19,6 +19,7 @@ from typing import Any
 
 import aiodocker
 
+from runner.adapters.docker.images import Images
 from runner.stacks import names as image_names
 from runner.stacks.context import PREPARE
 from scripts.bases import REPOSITORY, BaseError, is_made, make, named_base
@@ -61,13 +62,13 @@ async def build_all(names: Sequence[str], *, refresh: bool, sizes: bool) -> None
         await build_bases(docker, names, refresh=refresh)
         await build_stacks(docker, environment(url), names, FOLDER / "stamps")
         if sizes:
-            print(await measure(docker, names))
+            bases = [f"{REPOSITORY}/{release}" for release in _releases(names)]
+            print(await measure(Images(docker), names, bases))
 
 
 async def build_bases(docker: aiodocker.Docker, names: Sequence[str], *, refresh: bool) -> None:
     """Make the bases that these stacks name."""
-    dockerfiles = [(STACKS / name / "Dockerfile").read_text() for name in names]
-    releases = sorted({release for text in dockerfiles if (release := named_base(text))})
+    releases = _releases(names)
     mirror = find_mirror() if releases else None
     for release in releases:
         if mirror is None or (not refresh and await is_made(docker, release, mirror)):
@@ -76,6 +77,12 @@ async def build_bases(docker: aiodocker.Docker, names: Sequence[str], *, refresh
         began = time.monotonic()
         await make(docker, release, mirror, FOLDER)
         say(f"made the base {release} in {_since(began)}")
+
+
+def _releases(names: Sequence[str]) -> list[str]:
+    """The bases that these stacks stand on."""
+    dockerfiles = [(STACKS / name / "Dockerfile").read_text() for name in names]
+    return sorted({release for text in dockerfiles if (release := named_base(text))})
 
 
 async def build_stacks(docker: aiodocker.Docker, env: Mapping[str, str], names: Sequence[str], stamps: Path) -> None:

@@ -1,5 +1,6 @@
 """`make stacks` builds what has changed, and only that."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import aiodocker
 import pytest
 from scripts import stacks
 from scripts.sizes import measure
+
+from runner.job import Bytes
 
 BASE = "runner-base/trixie"
 
@@ -21,9 +24,6 @@ class FakeImages:
         if name not in self.known:
             raise aiodocker.DockerError(404, f"No such image: {name}")
         return self.known[name]
-
-    async def list(self) -> list[dict[str, Any]]:
-        return [{"RepoTags": [f"{name}"]} for name in self.known]
 
 
 class FakeDocker:
@@ -103,18 +103,25 @@ async def test_one_that_fails_is_told_and_tried_again(shop: Shop) -> None:
     assert await shop.make() == 2
 
 
+class FakeLayers:
+    """What the engine tells of layers: their sizes in MB, by image."""
+
+    known: Mapping[str, Mapping[str, int]] = {
+        "runner-base/trixie": {"a": 80},
+        "runner/one:current": {"a": 80, "b": 20},
+        "runner/two:current": {"a": 80, "c": 30},
+        "runner/alone:current": {"d": 10},
+    }
+
+    async def layers(self, image: str) -> Mapping[str, Bytes]:
+        return {layer: Bytes(size * 1_000_000) for layer, size in self.known[image].items()}
+
+
 async def test_layers_that_are_shared_count_once() -> None:
-    docker = FakeDocker()
-    for name, size, layers in (
-        ("runner-base/trixie:latest", 80_000_000, ["a"]),
-        ("runner-base/unused:latest", 70_000_000, ["z"]),
-        ("runner/one:current", 100_000_000, ["a", "b"]),
-        ("runner/two:current", 110_000_000, ["a", "c"]),
-        ("runner/alone:current", 10_000_000, ["d"]),
-    ):
-        docker.images.known[name] = {"Size": size, "RootFS": {"Layers": layers}}
-    del docker.images.known[BASE]
-    told = await measure(docker, ["one", "two", "alone"])  # type: ignore[arg-type]
-    assert "unused" not in told
+    told = await measure(FakeLayers(), ["one", "two", "alone"], ["runner-base/trixie"])
+    rows = {words[0]: words[1:] for line in told.splitlines() if (words := line.split())}
+    assert rows["runner-base/trixie"] == ["80.0", "80.0"]
+    assert rows["runner/two:current"] == ["110.0", "30.0"]
+    assert rows["runner/alone:current"] == ["10.0", "10.0"]
     assert told.splitlines()[-2].split()[-2:] == ["220.0", "140.0"]
     assert told.splitlines()[-1] == "together they take 63.6% of the sum"

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import click
 from runner.app.exec import exec_job
 from runner.app.local import Interrupts, local_job
 from runner.cli.exits import exit_code_of
+from runner.cli.interrupts import interrupts
 from runner.cli.options import JSON, TENANT, job_message, job_options, packed_code
 from runner.cli.output import log_reader, tell_end, write_json, write_lines
 from runner.client.messages import Result, decode_batch, decode_event, decode_result
@@ -55,9 +54,10 @@ def command(
 
 
 async def _exec(settings: Settings, job: Job, *, as_json: bool) -> Result:
-    shown = _Shown()
-    with _interrupts() as interrupts:
-        await exec_job(settings, job, shown.as_json if as_json else shown.as_text, interrupts)
+    shown, asked = _Shown(), Interrupts()
+    # After a third signal the next `reap` removes what is left.
+    with interrupts(_SIGNALS, lambda: _cancel(asked), asked.second.set):
+        await exec_job(settings, job, shown.as_json if as_json else shown.as_text, asked)
     if shown.result is None:
         raise AssertionError("a job has ended without a result")
     tell_end(shown.result)
@@ -87,26 +87,6 @@ class _Shown:
             self.result = decode_result(decode_event(told.body.encode()))
 
 
-@contextmanager
-def _interrupts() -> Iterator[Interrupts]:
-    """The first two signals; a third one ends us as the system does, and the next `reap` removes what is left."""
-    loop = asyncio.get_running_loop()
-    interrupts = Interrupts()
-
-    def ask() -> None:
-        if not interrupts.first.is_set():
-            click.echo("runner: cancelling the job; once more leaves out its grace", err=True)
-            interrupts.first.set()
-            return
-        interrupts.second.set()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, ask)
-    try:
-        yield interrupts
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+def _cancel(asked: Interrupts) -> None:
+    click.echo("runner: cancelling the job; once more leaves out its grace", err=True)
+    asked.first.set()

@@ -2,13 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from runner.cli.exits import exit_code_of
+from runner.cli.interrupts import interrupts
 from runner.cli.options import JSON, broker_options, job_message, job_options, make_client
 from runner.cli.output import log_reader, show_json, show_log, tell_end
 from runner.client import BrokerError, Client, SubmittedJob, check_job
@@ -44,7 +43,8 @@ def command(
 
 async def _run(client: Client, message: dict[str, Any], route: dict[str, Any], *, as_json: bool) -> int:
     async with client:
-        with _interrupts() as asked:
+        asked = asyncio.Event()
+        with interrupts(_SIGNALS, asked.set):
             job = await client.submit_message(message, **route)
             click.echo(f"runner: job {job.id}", err=True)
             cancelling = asyncio.create_task(_cancel(asked, job))
@@ -56,27 +56,6 @@ async def _run(client: Client, message: dict[str, Any], route: dict[str, Any], *
                 await asyncio.wait({cancelling})
         tell_end(result)
         return exit_code_of(result)
-
-
-@contextmanager
-def _interrupts() -> Iterator[asyncio.Event]:
-    """The event of the first signal that asks us to end. The second signal ends us as the system does."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-
-    def ask() -> None:
-        asked.set()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, ask)
-    try:
-        yield asked
-    finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 async def _cancel(asked: asyncio.Event, job: SubmittedJob) -> None:

@@ -22,7 +22,14 @@ InUse = Callable[[], Awaitable[frozenset[str]]]
 """The ids of the images that jobs need which stand in a journal."""
 
 
-class PrunedImages(Protocol):
+class LayeredImages(Protocol):
+    """What is asked of the engine to tell how much disk images take."""
+
+    async def layers(self, image: str) -> Mapping[str, Bytes]:
+        """The size of each layer of the image, by a key that images share which share the layer."""
+
+
+class PrunedImages(LayeredImages, Protocol):
     """What pruning asks of the engine."""
 
     async def inspect(self, name: str) -> Image | None:
@@ -30,9 +37,6 @@ class PrunedImages(Protocol):
 
     async def tags(self) -> Mapping[str, str]:
         """The id of the image behind each name that begins with `runner/`."""
-
-    async def layers(self, image: str) -> Mapping[str, Bytes]:
-        """The size of each layer of the image, by a key that images share which share the layer."""
 
     async def used(self) -> frozenset[str]:
         """The ids of the images that any container has."""
@@ -101,7 +105,7 @@ async def revisions(ledger: Ledger, images: PrunedImages, stacks: Collection[str
     ]
 
 
-async def disk(images: PrunedImages, these: Iterable[str]) -> Bytes:
+async def disk(images: LayeredImages, these: Iterable[str]) -> Bytes:
     """What images take together, shared layers counted once."""
     layers: dict[str, Bytes] = {}
     for image in set(these):
