@@ -189,5 +189,7 @@ async def test_killed_again_and_again_no_job_is_lost(site: Site, acme: Submitter
     assert await site.messages() == {}
     for job in jobs:
         assert distinct(job, "finished")[0]["outcome"] in ("succeeded", "failed"), job.events
-        # Between the lease's confirm and the ack of the delivery are milliseconds in which a crash makes two of a job.
-        assert len(distinct(job, "finished")) <= 1 + job.kinds.count("lost"), job.events
+        # A crash makes two of a job between the confirm of its lease, or of the copy that starts it again, and the ack
+        # of what it was before: docs/decisions/0001-leases.md. These are milliseconds, and more on a busy machine.
+        crossings = job.kinds.count("lost") + job.kinds.count("retrying")
+        assert len(distinct(job, "finished")) <= 1 + crossings, job.kinds
