@@ -35,15 +35,15 @@ class Exchange:
         finally:
             writer.transport.abort()
 
-    async def pass_on_for(self, answer: Callable[[bytes], bytes]) -> None:
-        """Let the engine do its work, and say something else than it did."""
+    async def pass_on_for(self, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """Let the engine do its work, and say something else than it did, or later."""
         reader, writer = await asyncio.open_unix_connection(self.upstream)
         try:
             writer.write(self.request)
             sending = asyncio.get_running_loop().create_task(_pump(self.client, writer))
             said = await reader.read()
             sending.cancel()
-            self.answer.write(answer(said))
+            self.answer.write(await answer(said))
             await self.answer.drain()
         finally:
             writer.transport.abort()
@@ -75,13 +75,17 @@ async def drop(_exchange: Exchange) -> None:
 
 async def lose(exchange: Exchange) -> None:
     """The engine does it, and the answer is lost."""
-    await exchange.pass_on_for(lambda _: b"")
+
+    async def nothing(_said: bytes) -> bytes:
+        return b""
+
+    await exchange.pass_on_for(nothing)
 
 
 async def garble(exchange: Exchange) -> None:
     """The engine does it, and its answer, if it has any text, makes no sense."""
 
-    def nonsense(said: bytes) -> bytes:
+    async def nonsense(said: bytes) -> bytes:
         head, end, body = said.partition(_HEAD_END)
         return head + end + b"\xff" * len(body)
 
@@ -91,7 +95,7 @@ async def garble(exchange: Exchange) -> None:
 async def cut_short(exchange: Exchange) -> None:
     """The engine does it, and half of its answer's text arrives."""
 
-    def half(said: bytes) -> bytes:
+    async def half(said: bytes) -> bytes:
         head, end, body = said.partition(_HEAD_END)
         return head + end + body[: len(body) // 2]
 
@@ -116,6 +120,34 @@ def after(event: asyncio.Event) -> Deed:
         await exchange.pass_on()
 
     return deed
+
+
+@dataclass(slots=True)
+class HeldAnswer:
+    """The engine does it, `done` says so, and its answer waits until it is passed on or lost."""
+
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    _arrives: bool = False
+    _decided: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """Hold back one answer."""
+
+        async def held(said: bytes) -> bytes:
+            self.done.set()
+            await self._decided.wait()
+            return said if self._arrives else b""
+
+        await exchange.pass_on_for(held)
+
+    def pass_on(self) -> None:
+        """Let the answer arrive."""
+        self._arrives = True
+        self._decided.set()
+
+    def lose(self) -> None:
+        """Break its connection instead."""
+        self._decided.set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,8 +197,18 @@ class EngineProxy:
     async def __aenter__(self) -> Self:
         # Not pytest's folder: a socket's path may have 107 bytes at most.
         self._folder = Path(tempfile.mkdtemp(prefix="runner-proxy-", dir="/tmp"))
-        self._server = await asyncio.start_unix_server(self._serve, self._folder / "proxy.sock")
+        await self.accept()
         return self
+
+    def refuse(self) -> None:
+        """Nobody listens any more, as when there is no engine; connections that are there go on."""
+        assert self._server is not None
+        self._server.close()
+        (self._folder / "proxy.sock").unlink()
+
+    async def accept(self) -> None:
+        """Listen, in the beginning and after `refuse`."""
+        self._server = await asyncio.start_unix_server(self._serve, self._folder / "proxy.sock")
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None

@@ -1,22 +1,41 @@
 """The processes that stand between containerd and each container."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
 from tests.e2e.daemon import eventually
 
+_PATIENCE = 30.0
+_SHORT_LIVED = {b"start", b"delete"}
+
 
 def shim_of(container: str) -> int:
     """The pid of that container's shim."""
+    if (pid := _find(container)) is None:
+        raise AssertionError("the container has no shim")
+    return pid
+
+
+async def new_shim(container: str) -> int:
+    """The pid of the shim of a container that is just being started, as soon as there is one."""
+    async with asyncio.timeout(_PATIENCE):
+        while (pid := _find(container)) is None:  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0)
+    return pid
+
+
+def _find(container: str) -> int | None:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue  # it has just ended
-        if b"containerd-shim" in words[0] and container.encode() in words:
+        # It comes of a short-lived one of the same name, and so does its end.
+        if b"containerd-shim" in words[0] and container.encode() in words and not _SHORT_LIVED & set(words):
             return int(path.parent.name)
-    raise AssertionError("the container has no shim")
+    return None
 
 
 async def stop_shim(pid: int) -> None:
