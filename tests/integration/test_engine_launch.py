@@ -123,6 +123,7 @@ async def test_the_engine_took_every_setting(house: House) -> None:
         assert (host["NetworkMode"], host["IpcMode"], host["ReadonlyRootfs"]) == ("none", "none", True)
         assert (host["Init"], host["AutoRemove"], host["OomScoreAdj"]) == (False, False, 500)
         assert host["RestartPolicy"]["Name"] == "no"
+        assert found["Config"]["NetworkDisabled"] is True
         assert host["LogConfig"] == {
             "Type": "json-file",
             "Config": {"max-size": str(16 * MIB), "max-file": "2"},
@@ -130,12 +131,27 @@ async def test_the_engine_took_every_setting(house: House) -> None:
         assert set(found["Config"]["Labels"]) == {"runner.worker", "runner.boot", "runner.stack"}
         assert {mount["Destination"]: mount["RW"] for mount in found["Mounts"] if mount["Type"] == "bind"} == {
             "/.runner-init": False,
+            "/etc/hosts": False,
             "/job": False,
             "/job/output": True,
             "/job/progress": True,
         }
     finally:
         await house.engine.discard(attempt)
+
+
+TALK = "nc -l -p 7 -e echo heard & until nc localhost 7; do sleep 0.1; done; readlink /proc/self/ns/net"
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["by the runtime", "by the engine"])
+async def test_a_job_without_a_network_reaches_itself_in_a_namespace_of_its_own(
+    house: House, *, read_only: bool
+) -> None:
+    stack = Stack(name="busybox", revision="1", image=house.image, read_only=read_only)
+    await house.run("sh", "-c", TALK, stack=stack)
+    heard, namespace = house.out.decode().splitlines()
+    assert heard == "heard", house.err
+    assert namespace != str(Path("/proc/self/ns/net").readlink())
 
 
 async def test_the_start_is_the_inits_own_word(house: House) -> None:

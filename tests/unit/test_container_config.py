@@ -15,7 +15,12 @@ from runner.adapters.docker.description import describe, environment
 from runner.job import Bytes, InlineCode, Limits, Stack
 
 GOLDEN = Path(__file__).parent / "golden"
-SITE = Site(worker="w1", boot="6f0c2f0e-0000-4000-8000-000000000000", init=Path("/opt/runner/init-x86_64"))
+SITE = Site(
+    worker="w1",
+    boot="6f0c2f0e-0000-4000-8000-000000000000",
+    init=Path("/opt/runner/init-x86_64"),
+    hosts=Path("/var/lib/runner/hosts"),
+)
 FOLDER = Path("/var/lib/runner/jobs/0123456789abcdef")
 NONCE = b"0123456789abcdef0123456789ABCDEF"
 IMAGE = "sha256:" + 64 * "a"
@@ -110,9 +115,21 @@ def test_a_job_that_reaches_out_differs_in_its_network_and_its_name_servers_alon
     mount = reaching["HostConfig"]["Mounts"].pop()
     assert (mount["Source"], mount["Target"]) == ("/var/lib/runner/resolv.conf", "/etc/resolv.conf")
     assert mount["ReadOnly"]
+    assert shut["HostConfig"]["Mounts"].pop()["Target"] == "/etc/hosts"
+    assert (shut.pop("NetworkDisabled"), reaching.pop("NetworkDisabled")) == (True, False)
     assert reaching["HostConfig"].pop("Dns") == ["192.0.2.53"]
     assert (shut["HostConfig"].pop("NetworkMode"), reaching["HostConfig"].pop("NetworkMode")) == ("none", "runner0")
     assert reaching == shut
+
+
+@pytest.mark.parametrize(
+    "stack", [replace(PLAIN, runtime="runsc"), replace(PLAIN, read_only=False)], ids=["runsc", "rw"]
+)
+def test_the_engine_makes_the_namespace_where_the_runtime_may_not_do(stack: Stack) -> None:
+    body = create_body(stack, Limits(), FOLDER, SITE)
+    assert not body["NetworkDisabled"]
+    assert body["HostConfig"]["NetworkMode"] == "none"
+    assert "/etc/hosts" not in [mount["Target"] for mount in body["HostConfig"]["Mounts"]]
 
 
 def test_the_init_is_told_exactly_this() -> None:

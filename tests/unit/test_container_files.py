@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, SECRETS, JobFolder, JobFolders
+from runner.adapters.docker.files import OUTPUT, PAYLOAD, PROGRESS, SECRETS, JobFolder, JobFolders, write_hosts
 from runner.job import OUTPUT_MAX, PROGRESS_MAX
 
 
@@ -141,3 +141,23 @@ def test_a_job_of_a_life_without_that_place_is_read_where_it_writes(tmp_path: Pa
     assert after.on_disk
     after.remove()
     assert not before.path.exists()
+
+
+def test_the_hosts_file_is_there_for_everybody_to_read_whatever_became_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    before = os.umask(0o077)
+    try:
+        write_hosts(path)
+        first = path.stat()
+        write_hosts(path)
+    finally:
+        os.umask(before)
+    text = path.read_text()
+    assert "127.0.0.1\tlocalhost\n" in text
+    assert mode(path) == 0o444
+    assert path.stat().st_ino == first.st_ino  # containers have it mounted
+    path.unlink()
+    path.write_text("127.0.0.1 elsewhere\n")
+    write_hosts(path)
+    assert path.read_text() == text
+    assert [each.name for each in tmp_path.iterdir()] == ["hosts"]

@@ -57,7 +57,7 @@ async def probed(engine: TwoContainers) -> str:
         client=cast("EngineClient", engine),
         removal=cast("Removal", engine),
         census=Census(EngineLog()),
-        site=Site(worker="w1", boot="b", init=Path("/init")),
+        site=Site(worker="w1", boot="b", init=Path("/init"), hosts=Path("/hosts")),
     )
     try:
         return await probes.run("runner0", "image", lambda neighbour: [f"{neighbour}:9"])

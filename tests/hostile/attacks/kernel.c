@@ -6,8 +6,11 @@
 #include <linux/keyctl.h>
 #include <linux/perf_event.h>
 #include <linux/reboot.h>
+#include <net/if.h>
+#include <net/route.h>
 #include <netinet/in.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/klog.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -193,5 +196,75 @@ int reach(int count, char **words)
     reach_unix("the usual engine", "/var/run/docker.sock", sizeof "/var/run/docker.sock");
     reach_unix("a name that shims had", "\0/containerd-shim/x.sock", sizeof "\0/containerd-shim/x.sock" - 1);
     printf("sockets: %d, routes: %d\n", lines_of("/proc/net/unix") - 1, lines_of("/proc/net/route") - 1);
+    return 0;
+}
+
+static int listen_at(int port)
+{
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    told("bind", bind(fd, (struct sockaddr *)&here, sizeof here));
+    told("listen", listen(fd, 4));
+    return fd;
+}
+
+/* The end that closes first is remembered by the kernel, for a minute. */
+static void leave_time_wait(int listener, int port)
+{
+    char byte;
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    int ours = socket(AF_INET, SOCK_STREAM, 0), theirs;
+    there.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    told("connect", connect(ours, (struct sockaddr *)&there, sizeof there));
+    theirs = accept(listener, 0, 0);
+    write(ours, "x", 1);
+    read(theirs, &byte, 1);
+    close(ours);
+    read(theirs, &byte, 1);
+    close(theirs);
+    there.sin_port = htons(9);
+    ours = socket(AF_INET, SOCK_DGRAM, 0);
+    told("datagram", sendto(ours, "x", 1, 0, (struct sockaddr *)&there, sizeof there));
+    close(ours);
+}
+
+static void ask_for_changes(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    struct ifreq interface = {.ifr_name = "lo:1"};
+    struct rtentry route = {.rt_flags = RTF_UP, .rt_dev = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    inet_pton(AF_INET, "192.0.2.1", &address.sin_addr);
+    memcpy(&interface.ifr_addr, &address, sizeof address);
+    told("address", ioctl(fd, SIOCSIFADDR, &interface));
+    memcpy(&route.rt_dst, &address, sizeof address);
+    memcpy(&route.rt_genmask, &address, sizeof address);
+    told("route", ioctl(fd, SIOCADDRT, &route));
+    told("setting", open("/proc/sys/net/ipv4/ip_default_ttl", O_WRONLY));
+    close(fd);
+}
+
+/* traces: leaves all that it can in its network namespace, and a daemon that keeps hold of it. */
+int traces(int count, char **words)
+{
+    static const char name[] = "\0left behind";
+    struct sockaddr_un here = {.sun_family = AF_UNIX};
+    int listener = listen_at(7777), fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    (void)count, (void)words;
+    memcpy(here.sun_path, name, sizeof name - 1);
+    told("name", bind(fd, (struct sockaddr *)&here, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + sizeof name - 1)));
+    listen(fd, 1);
+    leave_time_wait(listener, 7777);
+    ask_for_changes();
+    fflush(stdout);
+    if (fork() == 0) {
+        setsid();
+        ignore_all();
+        if (fork() != 0)
+            _exit(0);
+        rest(600);
+    }
+    wait(0);
     return 0;
 }

@@ -6,7 +6,7 @@
     X(memory_files) X(page_tables) X(cached_names) X(tcp) X(udp) X(uncharged) \
     X(forks) X(endless_forks) X(threads) X(deaf) X(frozen) X(daemons) X(respawn) X(zombies) X(kill_init) \
     X(end_by_init) X(kill_all) X(look_into_init) X(limit_init) X(starve_init) X(priority) \
-    X(kernel) X(mounts) X(namespaces) X(sockets_raw) X(identity) X(settings) X(setuid_program) X(reach) \
+    X(kernel) X(mounts) X(namespaces) X(sockets_raw) X(identity) X(settings) X(setuid_program) X(reach) X(traces) \
     X(output_replaced) X(grow) X(reserve) X(attributes) X(sparse) X(fill) X(names) X(elsewhere) X(progress) \
     X(flood) X(blanks) X(forge) X(close_all) X(count_quotas) X(take_quotas) X(neighbour)
 

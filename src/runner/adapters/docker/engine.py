@@ -247,6 +247,7 @@ async def open_engine(
         worker=worker,
         boot=_BOOT_ID.read_text().strip(),
         init=init_binary().absolute(),
+        hosts=state_dir.absolute() / "hosts",
         reserve=reserve,
         uids=uids,
     )

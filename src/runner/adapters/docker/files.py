@@ -15,6 +15,8 @@ PROGRESS = "progress"
 SECRETS = "secrets"
 CODE = "code"
 
+_HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
 _BLOCK = 512
 """The unit of st_blocks, see stat(2)."""
 
@@ -34,6 +36,18 @@ def container_of(folder: str, worker: str) -> str:
     if folder.startswith(_WARM):
         return warm_name(worker, folder.removeprefix(_WARM))
     return container_name(worker, folder)
+
+
+def write_hosts(path: Path) -> None:
+    """See that the hosts file of jobs without a network is there, for all of them to read. Raises OSError."""
+    with suppress(FileNotFoundError):
+        if path.read_bytes() == _HOSTS:
+            return
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.write_bytes(_HOSTS)
+    draft.chmod(0o444)
+    draft.replace(path)
 
 
 class JobFolder:

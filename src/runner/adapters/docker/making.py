@@ -4,12 +4,13 @@ import asyncio
 import errno
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import EngineClient, EngineUnreachable
 from runner.adapters.docker.config import Access, Site, create_body, lodge
-from runner.adapters.docker.files import JobFolder, JobFolders, container_of
+from runner.adapters.docker.files import JobFolder, JobFolders, container_of, write_hosts
 from runner.adapters.docker.launch import Launch, Launches
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.removal import Removal
@@ -43,7 +44,7 @@ class Maker:
         """A started container whose init waits for its job. Raises `EngineError` or `DeferredError`."""
         name, folder = container_of(claim, self.site.worker), self.folders.of(claim)
         launch, stack = self.launches.of(name), lodge(stack, claim, self.site)
-        _make_files(folder, launch)
+        _make_files(folder, launch, self.site.hosts)
         if limits.scratch:
             launch.disk = await self._make_disk(name, stack, limits)
         disk = launch.disk.path if launch.disk else None
@@ -109,9 +110,10 @@ class Maker:
         return container
 
 
-def _make_files(folder: JobFolder, launch: Launch) -> None:
+def _make_files(folder: JobFolder, launch: Launch, hosts: Path) -> None:
     try:
         folder.create()
+        write_hosts(hosts)
         if launch.to_mount is not None:
             folder.make_place_for_code()
     except OSError as error:
