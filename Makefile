@@ -38,7 +38,7 @@ demo: ## See three jobs go through, from nothing to a result
 soak: setup ## Ten minutes of jobs while broker, engine, network and workers fail
 	@$(BIN)/python -m scripts.soak
 
-bench: setup ## Measure how fast it is, beside what people would use instead (20 minutes)
+bench: setup ## Measure how fast it is, beside what people would use instead (25 minutes)
 	@$(BIN)/python -m bench
 
 hostile: setup ## What a job keeps of its CPU time beside each attack of tests/hostile; on an idle machine

@@ -1,138 +1,61 @@
-"""Runs the subjects in turns, so that whatever else the machine does hurts all alike, and keeps the numbers."""
+"""Runs the parts one after the other, and puts on record what each has found."""
 
 import argparse
 import asyncio
-import json
 import os
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 
 import aiodocker
-from scripts.devservices.shared import DEV, borrowed, shared_broker, shared_engine
+from scripts.devservices.shared import borrowed, shared_broker, shared_engine
 
-from bench.chart import bars
-from bench.daemon import Runner, runner
-from bench.figures import Figure, cpu_seconds, figure, pss_bytes
-from bench.rivals import BareEngine, DockerRun, celery
-from bench.subject import ROOT, Site, Subject
+from bench import burst, latency, lifetime, logs, mixed, scale, throughput
+from bench.found import Found
+from bench.report import OUT, keep, tables
+from bench.stage import Options, Stage, say
+from bench.subject import ROOT, Site
 from runner.adapters.docker.images import open_images
 from runner.stacks.build import build
 
-OUT = ROOT / "docs" / "bench"
+PARTS: dict[str, Callable[[Stage], Awaitable[Found]]] = {
+    "latency": latency.measure,
+    "burst": burst.measure,
+    "throughput": throughput.measure,
+    "mixed": mixed.measure,
+    "scale": scale.measure,
+    "lifetime": lifetime.measure,
+    "logs": logs.measure,
+}
 
 
-def say(text: str) -> None:
-    """Progress goes to standard error."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-def celery_python() -> Path:
-    """The interpreter of Celery's own environment, made when it is missing."""
-    folder = DEV / "bench-venv"
-    python = folder / "bin" / "python"
-    if not python.exists():
-        say("making an environment with Celery and the Docker SDK")
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "celery", "docker"], check=True)
-    return python
-
-
-async def latency(subjects: list[Subject], samples: int) -> dict[str, object]:
-    """One job at a time: from its publication to its first line, and to its end."""
-    totals: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    firsts: dict[str, list[float]] = {}
-    phases: dict[str, dict[str, list[float]]] = {}
-    for number in range(samples + 1):
-        for subject in subjects:
-            run = await subject.one()
-            if number == 0:
-                continue  # whatever is slow only once
-            totals[subject.name].append(run.total)
-            if run.first_line is not None:
-                firsts.setdefault(subject.name, []).append(run.first_line)
-            for phase, spent in run.phases.items():
-                phases.setdefault(subject.name, {}).setdefault(phase, []).append(spent)
-    ended = {name: figure(values) for name, values in totals.items()}
-    lines = {name: figure(values) for name, values in firsts.items()}
-    _show("from publication to the known end", ended, "ms", "latency")
-    _show("from publication to the first line at a subscriber", lines, "ms", "first-line")
-    for name, spent_in in phases.items():
-        say(f"{name}: " + ", ".join(f"{phase} {median(spent):.1f} ms" for phase, spent in spent_in.items()))
-    return {
-        "phases_ms": {name: {phase: median(spent) for phase, spent in each.items()} for name, each in phases.items()},
-        "ended_ms": {name: asdict(each) for name, each in ended.items()},
-        "first_line_ms": {name: asdict(each) for name, each in lines.items()},
-        "raw": {"ended_ms": totals, "first_line_ms": firsts},
-    }
-
-
-async def throughput(subjects: list[Subject], jobs: int) -> dict[str, object]:
-    """Many short jobs at once: jobs a second, CPU seconds of a job, memory while it goes on."""
-    found: dict[str, dict[str, float]] = {}
-    for subject in subjects:
-        before = cpu_seconds(subject.pids)
-        running = asyncio.create_task(subject.many(jobs))
-        peak = 0
-        while not running.done():
-            peak = max(peak, pss_bytes(subject.pids))
-            await asyncio.sleep(0.5)
-        seconds = running.result()
-        spent = cpu_seconds(subject.pids) - before
-        found[subject.name] = {
-            "jobs_per_second": jobs / seconds,
-            "cpu_ms_per_job": 1000 * spent / jobs,
-            "pss_mib": peak / 2**20,
-        }
-        say(f"{subject.name}: {found[subject.name]}")
-    _show(
-        f"{jobs} jobs at once", {name: each["jobs_per_second"] for name, each in found.items()}, "jobs/s", "throughput"
-    )
-    return dict(found)
-
-
-async def burst(warm: Runner, pool: int) -> dict[str, object]:
-    """As many jobs at once as containers wait."""
-    seconds = await warm.many(pool)
-    say(f"a burst of {pool} on a pool of {pool}: {pool / seconds:.0f} jobs/s")
-    return {"jobs": pool, "seconds": seconds, "jobs_per_second": pool / seconds}
-
-
-def _show(title: str, figures: dict[str, Figure] | dict[str, float], unit: str, name: str) -> None:
-    say(title)
-    for subject, each in figures.items():
-        say(f"  {subject}: {each if isinstance(each, Figure) else f'{each:.1f}'} {unit}")
-    (OUT / f"{name}.svg").write_text(bars(title, unit, figures))
-
-
-async def bench(samples: int, jobs: int, pool: int) -> None:
-    """All of it."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    python = celery_python()
+async def bench(parts: Sequence[str], options: Options, out: Path) -> None:
+    """Those parts, each with daemons of its own."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runner-bench-")))
         broker, engine = await _services(stack)
         docker = await stack.enter_async_context(aiodocker.Docker(url=engine))
         image = await _image(engine, docker)
-        site = Site(broker=broker, engine=engine, image=image, folder=folder)
-        say("starting a daemon that starts every job cold")
-        cold = await stack.enter_async_context(runner(site, "Runner, cold", warm=0))
-        say(f"starting one with {pool} containers that wait")
-        warm = await stack.enter_async_context(runner(site, "Runner, warm", warm=pool))
-        say("starting Celery workers")
-        workers = [await stack.enter_async_context(celery(site, python, count)) for count in (2, 4, 8)]
-        bare = BareEngine(site=site, docker=docker)
-        found = {
-            "machine": {"cpus": os.cpu_count(), "engine": (await docker.version())["Version"]},
-            "burst": await burst(warm, pool),
-            "latency": await latency([warm, cold, DockerRun(site=site), bare, workers[0]], samples),
-            "throughput": await throughput([warm, cold, bare, *workers], jobs),
-        }
-        (OUT / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+        stage = Stage(
+            site=Site(broker=broker, engine=engine, image=image, folder=folder), docker=docker, options=options
+        )
+        for part in parts:
+            say(f"--- {part}")
+            began, machine = time.monotonic(), await _machine(docker)
+            found = await PARTS[part](stage)
+            seconds = time.monotonic() - began
+            keep(part, found, seconds, machine, out)
+            print(tables(found), flush=True)
+            say(f"{part} took {seconds:.0f} s")
+
+
+async def _machine(docker: aiodocker.Docker) -> dict[str, object]:
+    time_told = datetime.now(UTC).isoformat(timespec="minutes")
+    load = round(os.getloadavg()[0], 1)
+    return {"cpus": os.cpu_count(), "engine": (await docker.version())["Version"], "time": time_told, "load": load}
 
 
 async def _services(stack: AsyncExitStack) -> tuple[str, str]:
@@ -157,11 +80,23 @@ async def _image(engine: str, docker: aiodocker.Docker) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--samples", type=int, default=100, help="runs of each subject for the latencies (100)")
-    parser.add_argument("--jobs", type=int, default=300, help="jobs at once for the throughput (300)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all if none is named")
+    parser.add_argument("--samples", type=int, default=100, help="latency: runs of each subject (100)")
+    parser.add_argument("--jobs", type=int, default=300, help="throughput: jobs at once (300)")
+    parser.add_argument("--trial", type=int, default=40, help="throughput: jobs to find the rivals' best with (40)")
     parser.add_argument("--pool", type=int, default=20, help="containers that wait (20)")
-    options = parser.parse_args()
-    asyncio.run(bench(options.samples, options.jobs, options.pool))
+    parser.add_argument("--mixed", type=int, default=60, help="mixed: jobs of each stream (60)")
+    parser.add_argument("--idle", type=int, default=300, help="scale: jobs at once (300)")
+    parser.add_argument("--watch", type=float, default=60.0, help="scale: seconds that they are watched (60)")
+    parser.add_argument("--life", type=int, default=1000, help="lifetime: jobs, one after the other (1000)")
+    parser.add_argument("--megabytes", type=int, default=200, help="logs: what one job writes (200)")
+    parser.add_argument("--writers", type=int, default=50, help="logs: jobs that write 1 MB/s each (50)")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the record goes (docs/bench)")
+    given = vars(parser.parse_args())
+    parts, out = given.pop("parts") or list(PARTS), given.pop("out")
+    if unknown := set(parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    asyncio.run(bench(parts, Options(**given), out))
 
 
 if __name__ == "__main__":

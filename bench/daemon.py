@@ -7,16 +7,22 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
+from itertools import pairwise
 from pathlib import Path
 from secrets import randbelow, token_hex
 
 import aiohttp
 from scripts.devservices.process import log_tail
 
+from bench.crowd import TENANT, Crowd, open_crowd
 from bench.subject import HI, Run, Site, since
 from runner.client import Client
 
+STACK = "bench"
+_MOMENTS = ("claimed", "started", "ended")
+_PHASES = ("taken and claimed", "prepared", "ran", "told")
 _RUNNER = str(Path(sys.executable).with_name("runner"))
 _READY = 60.0
 _MADE = 5.0
@@ -29,8 +35,8 @@ class Runner:
 
     name: str
     client: Client
-    stack: str
-    tenant: str
+    crowd: Crowd
+    port: int
     daemon: int
 
     @property
@@ -39,30 +45,46 @@ class Runner:
         return [self.daemon]
 
     async def one(self, command: Sequence[str] = HI) -> Run:
-        """Submit it and follow it."""
-        began, first = time.perf_counter(), None
-        job = await self.client.submit(stack=self.stack, command=list(command), tenant=self.tenant)
+        """Submit it and follow it, as any client does."""
+        began, published, first = time.perf_counter(), time.time(), None
+        job = await self.client.submit(stack=STACK, command=list(command), tenant=TENANT)
         async for batch in job.batches():
             if first is None and batch.lines:
                 first = since(began)
         result = await job.result()
         if result.outcome != "succeeded":
             raise RuntimeError(f"{self.name}: {result.reason}")
-        total, told = since(began), result.body["seconds"]
-        phases = {name: 1000 * told[name] for name in ("queued", "prepare", "run")}
-        return Run(total=total, first_line=first, phases={**phases, "told": total - sum(phases.values())})
+        return Run(total=since(began), first_line=first, phases=_phases(published, result.body["times"], time.time()))
 
-    async def many(self, count: int, command: Sequence[str] = HI) -> float:
+    async def many(self, count: int) -> float:
         """Submit all of them, then wait for the last one."""
         began = time.perf_counter()
-        jobs = await asyncio.gather(
-            *(self.client.submit(stack=self.stack, command=list(command), tenant=self.tenant) for _ in range(count))
-        )
-        results = await asyncio.gather(*(job.result() for job in jobs))
-        bad = [result.reason for result in results if result.outcome != "succeeded"]
-        if bad:
-            raise RuntimeError(f"{self.name}: {len(bad)} of {count} jobs failed: {bad[0]}")
+        await self.crowd.run(count, HI)
         return time.perf_counter() - began
+
+    async def until_warm(self, count: int) -> None:
+        """Return when so many containers wait."""
+        async with asyncio.timeout(_READY + _MADE * count):
+            while await self.metric("runner_warm_containers") < count:
+                await asyncio.sleep(0.1)
+
+    async def until_idle(self) -> None:
+        """Return when nothing runs, and what ran was cleaned up."""
+        async with asyncio.timeout(_READY):
+            while await self.metric("runner_claimed_cpus"):
+                await asyncio.sleep(0.1)
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as response:
+            text = await response.text()
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def _phases(published: float, times: Mapping[str, str], heard: float) -> dict[str, float]:
+    """Milliseconds from each moment to the next, by the clock of this machine."""
+    moments = [published, *(datetime.fromisoformat(times[name]).timestamp() for name in _MOMENTS), heard]
+    return {phase: 1000 * (end - begin) for phase, (begin, end) in zip(_PHASES, pairwise(moments), strict=True)}
 
 
 @asynccontextmanager
@@ -70,7 +92,7 @@ async def runner(site: Site, name: str, *, warm: int, **settings: str) -> AsyncI
     """A daemon that keeps so many containers warm; 0 turns that off."""
     word = f"bench-{token_hex(4)}"
     folder = site.folder / word
-    stacks = folder / "stacks" / "bench"
+    stacks = folder / "stacks" / STACK
     stacks.mkdir(parents=True)
     (stacks / "stack.toml").write_text(f"warm = {warm}\n")
     port = 20000 + randbelow(10000)
@@ -94,18 +116,20 @@ async def runner(site: Site, name: str, *, warm: int, **settings: str) -> AsyncI
     await _call(env, "topology", "apply")
     process = await asyncio.create_subprocess_exec(_RUNNER, "serve", env=env, stderr=log.open("wb"))
     try:
-        await _until_ready(port, warm, log)
-        async with Client(site.broker, word) as client:
-            yield Runner(name=name, client=client, stack="bench", tenant="acme", daemon=process.pid)
+        await _until_ready(port, log)
+        async with Client(site.broker, word) as client, open_crowd(site.broker, word, STACK) as crowd:
+            opened = Runner(name=name, client=client, crowd=crowd, port=port, daemon=process.pid)
+            await opened.until_warm(warm)
+            yield opened
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _until_ready(port: int, warm: int, log: Path) -> None:
+async def _until_ready(port: int, log: Path) -> None:
     try:
-        async with asyncio.timeout(_READY + _MADE * warm):
-            while not (await _is_ready(port) and await _waiting(port) >= warm):
+        async with asyncio.timeout(_READY):
+            while not await _is_ready(port):
                 await asyncio.sleep(0.1)
     except TimeoutError:
         raise RuntimeError(f"the daemon was not ready in time{log_tail(log)}") from None
@@ -117,13 +141,6 @@ async def _is_ready(port: int) -> bool:
             return response.status == HTTPStatus.OK
     except aiohttp.ClientError:
         return False
-
-
-async def _waiting(port: int) -> float:
-    """How many containers wait for jobs."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/metrics") as response:
-        text = await response.text()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("runner_warm_containers{"))
 
 
 async def _call(env: Mapping[str, str], *words: str) -> None:

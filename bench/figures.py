@@ -9,6 +9,8 @@ from statistics import median, quantiles
 
 _RESAMPLES = 2000
 _TICKS = os.sysconf("SC_CLK_TCK")
+_ACCEPTS = "00010000"
+"""The flag of a socket that listens, in `/proc/net/unix`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +84,31 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident memory of one process (proc(5), `status`)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def listener(socket: Path) -> int | None:
+    """The process that listens on a Unix socket; None when nobody is found, or we may not look."""
+    inodes = {
+        words[6]
+        for words in map(str.split, Path("/proc/net/unix").read_text().splitlines()[1:])
+        if words[7:] == [str(socket)] and words[3] == _ACCEPTS
+    }
+    links = {f"socket:[{inode}]" for inode in inodes}
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            if any(str(entry.readlink()) in links for entry in folder.iterdir()):
+                return int(folder.parent.name)
+        except OSError:
+            continue
+    return None

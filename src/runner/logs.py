@@ -20,7 +20,9 @@ BATCH_BYTES = 64 * 1024
 BATCH_LINES = 8192
 """Lines that fill a batch: short ones are many times larger on the wire than raw."""
 BATCH_SECONDS = 0.1
-"""The longest that text waits for its batch."""
+"""The longest that text waits for its batch, and the shortest time between two that are not full."""
+GATHER_SECONDS = 0.01
+"""How long a line waits for others where no batch has gone out lately."""
 LINE_BYTES = 16 * 1024
 """Longer lines come in parts."""
 LIVE_BYTES_PER_SECOND = 64 * 1024
@@ -356,6 +358,8 @@ class JobLog:
         self._spool = _Spool()
         self._head = _Cutter()
         self._head_since: float | None = None
+        self._head_sent = float("-inf")
+        self._head_whole = False  # a line that is whole waits
         self._ends = {Stream.OUT: b"", Stream.ERR: b""}
         self._ring = _Ring(cap - cap // 2)
         self._live = _Live()
@@ -375,6 +379,7 @@ class JobLog:
         self._written[piece.stream] += len(piece.data)
         self._ends[piece.stream] = (self._ends[piece.stream] + piece.data)[-_LONGEST_CHARACTER:]
         self._room -= len(piece.data)
+        self._head_whole = self._head_whole or b"\n" in piece.data
         if self._head_since is None:
             self._head_since = now
         if not self._room:
@@ -401,7 +406,7 @@ class JobLog:
         if self._spool.size >= BATCH_BYTES or (self._spool.size and not self._room):
             return float("-inf")
         if self._head_since is not None:
-            return self._head_since + self._pause()
+            return self._head_due(self._head_since)
         return self._live.since + BATCH_SECONDS if self._live.since is not None else None
 
     def take(self, now: float) -> Batch | None:
@@ -450,24 +455,36 @@ class JobLog:
         """The last lines of what `finish` has given, each joined from its parts and cut to `TAIL_TEXT` characters."""
         return self._tail.lines()
 
-    def _pause(self) -> float:
-        """The first batch goes out at once."""
-        return BATCH_SECONDS if self._seq > self._first_seq else 0
+    def _head_due(self, since: float) -> float:
+        """When what waits goes out. The first batch does at once; a line that may still go on waits longest."""
+        if self._seq == self._first_seq:
+            return since
+        if not self._head_whole:
+            return since + BATCH_SECONDS
+        return min(max(since + GATHER_SECONDS, self._head_sent + BATCH_SECONDS), since + BATCH_SECONDS)
 
     def _take_head(self, now: float) -> Batch | None:
         since = self._head_since
-        late = since is not None and (since + self._pause() <= now or not self._room)
+        late = since is not None and (self._head_due(since) <= now or not self._room)
         if not late and self._spool.size < BATCH_BYTES:
             return None
-        if self._fill_head():
+        full = self._fill_head()
+        if not full and (since is None or not late):
+            return None  # it ends in a line that may still go on
+        if full or (since is not None and self._whole_only(since, now)):
+            cut = self._head.cut()
             waits = self._spool.size or any(map(self._head.rest, self._written))
             self._head_since = now if waits else None
-            return self._batch(self._head.cut())
-        if not late:
-            return None  # it ends in a line that may still go on
-        cut = self._head.flush()
-        self._head_since = None
+        else:
+            cut = self._head.flush()
+            self._head_since = None
+        self._head_whole = bool(self._spool.size)
+        self._head_sent = now
         return self._batch(cut) if cut.lines else None
+
+    def _whole_only(self, since: float, now: float) -> bool:
+        """Whether a line that is not whole yet is to wait for the rest of it."""
+        return bool(self._room) and self._head_whole and self._seq > self._first_seq and now < since + BATCH_SECONDS
 
     def _fill_head(self) -> bool:
         """Cut what waits until it makes a whole batch; false when there is not enough."""

@@ -13,6 +13,7 @@ from runner.logs import (
     BATCH_BYTES,
     BATCH_LINES,
     BATCH_SECONDS,
+    GATHER_SECONDS,
     LINE_BYTES,
     LIVE_BYTES_AT_ONCE,
     LIVE_BYTES_PER_SECOND,
@@ -225,18 +226,45 @@ def test_a_character_cut_by_the_first_half_is_not_harmed() -> None:
     assert text(all_lines(writer.kept), Stream.ERR) == "漢" * 33
 
 
-def test_the_first_batch_is_due_at_once_and_later_ones_after_100_ms() -> None:
+def test_the_first_batch_is_due_at_once_and_no_two_within_100_ms() -> None:
     log = new_log()
     log.write(Stream.OUT, b"one\n", at=START, now=5.0)
     assert due(log) == 5.0
     assert [line.text for batch in taken(log, 5.0) for line in batch.lines] == ["one"]
 
-    log.write(Stream.OUT, b"two\n", at=START, now=6.0)
-    log.write(Stream.OUT, b"three\n", at=START, now=6.05)
-    assert due(log) == 6.0 + BATCH_SECONDS
-    assert taken(log, 6.05) == []
-    assert [line.text for batch in taken(log, 6.1) for line in batch.lines] == ["two", "three"]
+    log.write(Stream.OUT, b"two\n", at=START, now=5.02)
+    log.write(Stream.OUT, b"three\n", at=START, now=5.05)
+    assert due(log) == 5.0 + BATCH_SECONDS
+    assert taken(log, 5.05) == []
+    assert [line.text for batch in taken(log, 5.1) for line in batch.lines] == ["two", "three"]
     assert due(log) is None
+
+
+def test_a_line_after_a_pause_waits_only_for_those_of_its_moment() -> None:
+    log = new_log()
+    log.write(Stream.OUT, b"one\n", at=START, now=5.0)
+    taken(log, 5.0)
+    log.write(Stream.OUT, b"two\nthr", at=START, now=6.0)
+    assert due(log) == 6.0 + GATHER_SECONDS
+    log.write(Stream.ERR, b"beside\n", at=START, now=6.005)
+    (batch,) = taken(log, 6.01)
+    assert [(line.text, line.partial) for line in batch.lines] == [("two", False), ("beside", False)]
+
+    assert due(log) == 6.01 + BATCH_SECONDS
+    log.write(Stream.OUT, b"ee\n", at=START, now=6.02)
+    (batch,) = taken(log, 6.01 + BATCH_SECONDS)
+    assert [(line.text, line.partial) for line in batch.lines] == [("three", False)]
+    assert due(log) is None
+
+
+def test_a_line_that_may_go_on_waits_100_ms() -> None:
+    log = new_log()
+    log.write(Stream.OUT, b"one\n", at=START, now=5.0)
+    taken(log, 5.0)
+    log.write(Stream.OUT, b"two", at=START, now=6.0)
+    assert due(log) == 6.0 + BATCH_SECONDS
+    (batch,) = taken(log, 6.0 + BATCH_SECONDS)
+    assert [(line.text, line.partial) for line in batch.lines] == [("two", True)]
 
 
 def due(log: JobLog) -> float | None:

@@ -1,0 +1,92 @@
+"""Very many jobs at once that do next to nothing: what the daemon itself costs, and how late their lines come."""
+
+import asyncio
+import time
+from statistics import median, quantiles
+from typing import Any
+
+from bench.crowd import Member
+from bench.daemon import Runner
+from bench.figures import cpu_seconds, pss_bytes, resident_bytes
+from bench.found import Found, at_most
+from bench.stage import Stage, say
+
+_MIB = 2**20
+_TELLS = ("sh", "-c", "while :; do read up rest </proc/uptime; echo $up; sleep 20; done")
+"""Writes the time since the machine's start, in hundredths of a second, every 20 s."""
+_LIMITS = {"cpus": 0.1, "memory": "16m", "disk": "4m", "timeout": "30m", "grace": "2s"}
+_FEW, _MANY = 8, 100
+_CELERY_JOBS = 24
+_SAMPLE_EVERY = 0.2
+_SHARE, _RESIDENT, _RESIDENT_MANY, _DELAY, _OF_CELERY = 3.0, 90.0, 70.0, 100.0, 1 / 3
+
+
+async def measure(stage: Stage) -> Found:
+    """Eight, a hundred, and then all of them."""
+    celery = await _celery(stage)
+    async with stage.runner("Runner", capacity__memory="400g") as runner:
+        members, rss = list[Member](), {0: resident_bytes(runner.daemon) / _MIB}
+        pss = 0.0
+        for count in sorted({_FEW, _MANY, stage.options.idle}):
+            members += await runner.crowd.submit_all(count - len(members), _TELLS, limits=_LIMITS)
+            for member in members:
+                await member.started.wait()
+            rss[count] = resident_bytes(runner.daemon) / _MIB
+            pss = pss or pss_bytes(runner.pids) / _MIB
+            say(f"{count} jobs run: {rss[count]:.1f} MiB resident")
+        share, delays = await _watch(runner, stage.options.watch)
+        rss[stage.options.idle] = resident_bytes(runner.daemon) / _MIB
+        say("ending them")
+        await runner.crowd.cancel(members)
+    return _found(rss, pss, celery, share, delays)
+
+
+async def _celery(stage: Stage) -> float:
+    """The memory of a worker that runs as many jobs at once."""
+    async with stage.celery(_FEW) as (worker,):
+        running = asyncio.create_task(worker.many(_CELERY_JOBS))
+        peak = 0
+        while not running.done():
+            peak = max(peak, pss_bytes(worker.pids))
+            await asyncio.wait({running}, timeout=_SAMPLE_EVERY)
+        running.result()
+    return peak / _MIB
+
+
+async def _watch(runner: Runner, seconds: float) -> tuple[float, list[float]]:
+    """Percent of a core, and the milliseconds from each line's writing to its arrival at a subscriber."""
+    delays = list[float]()
+
+    def hear(batch: dict[str, Any]) -> None:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        delays.extend(1000 * (now - float(line["m"])) for line in batch["lines"])
+
+    await runner.crowd.listen(hear)
+    before, began = cpu_seconds(runner.pids), time.monotonic()
+    await asyncio.sleep(seconds)
+    share = 100 * (cpu_seconds(runner.pids) - before) / (time.monotonic() - began)
+    if not delays:
+        raise RuntimeError("no job has written anything")
+    return share, delays
+
+
+def _found(rss: dict[int, float], pss: float, celery: float, share: float, delays: list[float]) -> Found:
+    idle, late = max(rss), quantiles(delays, n=20, method="inclusive")[-1]
+    return Found(
+        title="Idle jobs at once, each writing a line every 20 s",
+        columns=["jobs", "resident, MiB", "CPU, % of a core", "log delay p50, ms", "p95, ms"],
+        rows=[
+            *([str(count), f"{size:.1f}", "", "", ""] for count, size in rss.items() if count != idle),
+            [str(idle), f"{rss[idle]:.1f}", f"{share:.2f}", f"{median(delays):.0f}", f"{late:.0f}"],
+            [f"{_FEW}, proportional (PSS)", f"{pss:.1f}", "", "", ""],
+            [f"{_FEW}, Celery (PSS)", f"{celery:.1f}", "", "", ""],
+        ],
+        targets=[
+            at_most(f"{idle} idle jobs: CPU, percent of a core", share, _SHARE, "%"),
+            at_most(f"{idle} idle jobs: resident", rss[idle], _RESIDENT, "MiB"),
+            at_most(f"{idle} idle jobs: log delay, p95", late, _DELAY, "ms"),
+            at_most(f"{_MANY} jobs: resident", rss.get(_MANY, rss[idle]), _RESIDENT_MANY, "MiB"),
+            at_most(f"{_FEW} jobs: memory (PSS), of Celery's", pss / celery, _OF_CELERY, ""),
+        ],
+        raw={"resident_mib": rss, "pss_mib": pss, "celery_pss_mib": celery, "cpu_percent": share, "delays_ms": delays},
+    )
