@@ -25,6 +25,33 @@ def listed(**changes: Any) -> Entry:
     return "manifest.json", json.dumps([image]).encode()
 
 
+def oci(*, name: str | None = None, config: str = DIGEST) -> tuple[Entry, ...]:
+    """What engines save from version 25 on: an OCI layout, and beside it the older manifest for older readers."""
+    layer = hashlib.sha256(b"layer").hexdigest()
+    told = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": f"sha256:{config}", "size": 15},
+        "layers": [
+            {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": f"sha256:{layer}", "size": len(b"layer")}
+        ],
+    }
+    manifest = json.dumps(told).encode()
+    digest = hashlib.sha256(manifest).hexdigest()
+    entry = {"mediaType": told["mediaType"], "digest": f"sha256:{digest}", "size": len(manifest)}
+    named = {"annotations": {"io.containerd.image.name": name}} if name else {}
+    image = {"Config": f"blobs/sha256/{DIGEST}", "RepoTags": None, "Layers": [f"blobs/sha256/{layer}"]}
+    sources = {f"sha256:{layer}": {"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": len(b"layer")}}
+    return (
+        (f"blobs/sha256/{DIGEST}", CONFIG),
+        (f"blobs/sha256/{layer}", b"layer"),
+        (f"blobs/sha256/{digest}", manifest),
+        ("index.json", json.dumps({"schemaVersion": 2, "manifests": [{**entry, **named}]}).encode()),
+        ("manifest.json", json.dumps([{**image, "LayerSources": sources}]).encode()),
+        ("oci-layout", b'{"imageLayoutVersion": "1.0.0"}'),
+    )
+
+
 GOOD: tuple[Entry, ...] = ((f"{DIGEST}.json", CONFIG), (LAYER, b"layer"), (OTHER, f"../{LAYER}"))
 
 
@@ -45,7 +72,8 @@ def check(*entries: Entry) -> None:
 
 def test_what_was_announced_passes() -> None:
     check(*GOOD, listed())
-    check(*GOOD, ("index.json", b'{"manifests": [{"digest": "x"}]}'), ("repositories", b"{}"), listed(RepoTags=[]))
+    check(*GOOD, ("index.json", b'{"manifests": []}'), ("repositories", b"{}"), listed(RepoTags=[]))
+    check(*oci())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +100,11 @@ def test_what_was_announced_passes() -> None:
             "would name an image runner/py:current",
         ),
         ((*GOOD, listed(), ("index.json", b"[" * 100_000)), "is damaged"),
-        (GOOD, "has a manifest.json that makes no sense"),
+        ((*GOOD, listed(), ("index.json", b'{"manifests": [{}]}')), "has an unusable index.json"),
+        ((*GOOD, listed(), ("index.json", b'{"manifests": [{"digest": "sha256:x"}]}')), "holds the image sha256:x in"),
+        (oci(name="docker.io/runner/py:current"), "would name an image docker.io/runner/py:current"),
+        (oci(config="c" * 64), "in its index.json, which its manifest does not name"),
+        (GOOD, "has an unusable manifest.json"),
     ],
 )
 def test_whatever_else_is_in_it_is_refused(entries: tuple[Entry, ...], why: str) -> None:

@@ -22,7 +22,8 @@ _ENTRIES_MAX = 100_000
 _TOLD_MAX = 4 * 2**20
 """The most bytes of a configuration, or of one of the files that say what there is."""
 _MANIFEST = "manifest.json"
-_NAMING = ("index.json", "repositories")
+_INDEX = "index.json"
+_NAMING = (_INDEX, "repositories")
 """Other files in which names may stand."""
 _LAYER = re.compile(r"[0-9a-f]{64}/layer\.tar")
 
@@ -42,12 +43,33 @@ class _Manifest(RootModel[tuple[_Image, ...]]):
     pass
 
 
+class _Descriptor(BaseModel):
+    digest: str
+
+
+class _Index(BaseModel):
+    """What an OCI layout lists; engines that read it do not look at `manifest.json`."""
+
+    manifests: tuple[_Descriptor, ...] = ()
+
+    @property
+    def digests(self) -> Iterator[str]:
+        """Those of the images' manifests."""
+        return (manifest.digest for manifest in self.manifests)
+
+
+class _OciManifest(BaseModel):
+    config: _Descriptor
+
+
 @dataclass(frozen=True, slots=True)
 class _Contents:
     """What is in the file: the SHA-256 of what may be a configuration, and the files that say what there is."""
 
     digests: dict[str, str] = field(default_factory=dict)
     told: dict[str, bytes] = field(default_factory=dict)
+    configs: dict[str, str] = field(default_factory=dict)
+    """The digest of the configuration that a file names which may be the manifest of an OCI image, by its own."""
 
 
 def check_saved(source: BinaryIO, images: Collection[str]) -> None:
@@ -65,8 +87,12 @@ def check_saved(source: BinaryIO, images: Collection[str]) -> None:
                 raise _refusal(f"would name an image {image.names[0]}")
         for name in _NAMING:
             _nameless(name, json.loads(contents.told.get(name, b"{}")))
+        for digest in _Index.model_validate_json(contents.told.get(_INDEX, b"{}")).digests:
+            if contents.configs.get(digest) not in images:
+                raise _refusal(f"holds the image {digest} in its {_INDEX}, which its manifest does not name")
     except ValidationError as error:
-        raise _refusal(f"has a {_MANIFEST} that makes no sense: {error.errors()[0]['msg']}") from None
+        file = _INDEX if error.title == _Index.__name__ else _MANIFEST
+        raise _refusal(f"has an unusable {file}: {error.errors()[0]['msg']}") from None
     except (tarfile.TarError, RecursionError, ValueError) as error:
         raise _refusal(f"is damaged: {error}") from error
 
@@ -84,12 +110,22 @@ def _read(tar: Ustar) -> _Contents:
             raise _refusal(f"has a link {name}")
         if header.isreg() and header.size <= _TOLD_MAX:
             content = b"".join(tar.content())
-            contents.digests[name] = hashlib.sha256(content).hexdigest()
+            contents.digests[name] = digest = hashlib.sha256(content).hexdigest()
+            if config := _named_config(content):
+                contents.configs[f"sha256:{digest}"] = config
             if name in (_MANIFEST, *_NAMING):
                 contents.told[name] = content
         elif name in (_MANIFEST, *_NAMING):
             raise _refusal(f"has a {name} of {header.size} bytes")
     return contents
+
+
+def _named_config(content: bytes) -> str | None:
+    """The digest of the configuration that an OCI manifest names; None if it is none."""
+    try:
+        return _OciManifest.model_validate_json(content).config.digest
+    except ValidationError:
+        return None
 
 
 def _nameless(file: str, told: object) -> None:
