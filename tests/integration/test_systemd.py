@@ -132,10 +132,14 @@ def test_what_scratch_adds_to_the_unit_has_no_faults_and_opens_little(unit: Path
 
 
 @pytest.mark.parametrize(
-    "name", [f"runner-{what}.{kind}" for what in ("reap", "prune", "network") for kind in ("service", "timer")]
+    "name",
+    [
+        *(f"runner-{what}.{kind}" for what in ("reap", "prune", "network") for kind in ("service", "timer")),
+        "var-lib-runner-results.mount",
+    ],
 )
 def test_what_stands_beside_it_has_no_faults(tmp_path: Path, name: str) -> None:
-    for path in UNIT.parent.glob("runner-*.*"):
+    for path in (*UNIT.parent.glob("runner-*.*"), *UNIT.parent.glob("*.mount")):
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/runner/bin/runner", "/bin/true"))
 
     result = analyze("verify", str(tmp_path / name))
@@ -148,6 +152,14 @@ def test_the_unit_is_shut_as_far_as_it_can_be(unit: Path) -> None:
 
     assert result.returncode == 0, result.stdout[-200:]
     assert "Overall exposure level" in result.stdout
+
+
+def test_the_daemon_asks_for_the_place_for_results_where_it_looks_for_it() -> None:
+    parsed = configparser.ConfigParser(strict=False, interpolation=None)
+    parsed.read([UNIT, UNIT.parent / "var-lib-runner-results.mount"], encoding="utf-8")
+
+    assert parsed["Mount"]["Where"] == str(Worker.model_fields["state_dir"].default / "results")
+    assert all("var-lib-runner-results.mount" in parsed["Unit"][how].split() for how in ("wants", "after"))
 
 
 def test_the_manager_waits_for_the_drain() -> None:
