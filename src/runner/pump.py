@@ -33,12 +33,14 @@ class LogPump:
     observer: Observer
     now: Callable[[], datetime]
     known: LogPosition = field(default_factory=LogPosition)
+    _fresh: bool = field(init=False)
     _replayed: dict[Stream, int] = field(init=False)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _offered: deque[LogPosition] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         """What is known will be written again."""
+        self._fresh = self.known == LogPosition()
         self._replayed = {Stream.OUT: self.known.out, Stream.ERR: self.known.err}
 
     def write(self, stream: Stream, data: bytes) -> None:
@@ -98,12 +100,21 @@ class LogPump:
         return self.log.tail()
 
     def _write(self, stream: Stream, data: bytes) -> None:
-        self.log.write(stream, data, at=self.now(), now=asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self.log.write(stream, data, at=self.now(), now=now)
         self.observer.output(stream, len(data))
+        if self._fresh and data.endswith(b"\n"):
+            self._offer_first(now)
         self._written.set()
+
+    def _offer_first(self, now: float) -> None:
+        """The first line waits for nobody, not even for those who tell of the start."""
+        if (batch := self.log.take(now)) is not None:
+            self._offer(batch)
 
     def _offer(self, batch: Batch) -> None:
         """Offer a batch, unless our earlier life has offered all of it."""
+        self._fresh = False
         if not batch.end and batch.until_out <= self.known.out and batch.until_err <= self.known.err:
             return
         if batch.seq is not None:

@@ -64,6 +64,13 @@ _MIGRATIONS = (
     """
     ALTER TABLE claims ADD COLUMN told INTEGER NOT NULL DEFAULT 1;  -- the number of the event `claimed`
     """,
+    """
+    -- A claim that owes its last event is over: one statement, and one wait for the disk, for both.
+    ALTER TABLE owed ADD COLUMN ended INTEGER;
+    CREATE TRIGGER owed_ends_claim AFTER INSERT ON owed WHEN NEW.ended IS NOT NULL BEGIN
+        UPDATE claims SET ended = NEW.ended, finished = 1 WHERE claim = NEW.claim;
+    END;
+    """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
@@ -123,15 +130,17 @@ class SqliteJournal:
         await self._run("DELETE FROM claims WHERE claim = ?", claim)
 
     async def ended(self, claim: str, *, finished: bool, owed: Event | None = None) -> None:
-        """The claim is over. `finished`: the job is, too; `owed` is its last event, kept until it is `paid`."""
+        """The claim is over. `finished`: the job is, too; then `owed` may be its last event, kept until `paid`."""
         now = self._now()
         if owed is not None:
-            # First, so that a claim is never over before what it owes is safe; `owed_notices` minds the other order.
             notice = encode_event(owed).to_json()
-            await self._run("INSERT OR REPLACE INTO owed (claim, notice) VALUES (?, ?)", claim, notice)
-        await self._run(
-            "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
-        )
+            await self._run(
+                "INSERT OR REPLACE INTO owed (claim, notice, ended) VALUES (?, ?, ?)", claim, notice, _to_number(now)
+            )
+        else:
+            await self._run(
+                "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
+            )
         if now - self._pruned >= _PRUNE_EVERY:
             await self.prune()
 

@@ -154,6 +154,8 @@ class JobIntake:
 
     def _choose(self) -> list[QueueKey]:
         """The queues that a consumer should wait on; those that have just brought a job wait for it to be settled."""
+        if self._wanted <= 0:
+            return []
         now = asyncio.get_running_loop().time()
         recent = {tap.queue for tap in self._taps if tap.busy_since is not None and now - tap.busy_since < _LOOK_PAST}
         return self._shares.choose(self._ranks(recent), self.backlog, self._wanted)

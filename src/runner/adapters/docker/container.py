@@ -143,7 +143,8 @@ class DockerContainer:
             state = await self._see_out()
             await self._read_rest()
         end = self._with_results(await self._end(state))
-        await asyncio.to_thread(self._folder.trim)  # its removal may take the engine a while
+        if self._folder.swollen:
+            await asyncio.to_thread(self._folder.trim)  # its removal may take the engine a while
         return end
 
     async def _end(self, state: Mapping[str, Any] | None) -> Exit:

@@ -122,6 +122,11 @@ class JobFolder:
                 sizes[name] = Bytes(os.lstat(self.results / name).st_blocks * _BLOCK)
         return sizes
 
+    @property
+    def swollen(self) -> bool:
+        """Whether those files take more than what is read of them could."""
+        return any(taken > 2 * OUTPUT_MAX for taken in self.taken().values())
+
     def trim(self) -> None:
         """Give back what those files take beyond what is read of them: a job can reserve gigabytes in one call."""
         for name, most in ((OUTPUT, OUTPUT_MAX), (PROGRESS, PROGRESS_MAX)):

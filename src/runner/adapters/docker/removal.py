@@ -44,9 +44,11 @@ class Removal:
         for pause in _pauses():
             try:
                 async with _place_in(line):
-                    deletions = [await self._client.delete(target) for target in targets]
-                    found = found or any(deletion is not Deletion.ABSENT for deletion in deletions)
-                    if await self._absent(targets, patient=Deletion.IN_PROGRESS in deletions):
+                    deletions = {target: await self._client.delete(target) for target in targets}
+                    # Who was told that there is none need not ask again.
+                    left = [target for target, deletion in deletions.items() if deletion is not Deletion.ABSENT]
+                    found = found or bool(left)
+                    if await self._absent(left, patient=Deletion.IN_PROGRESS in deletions.values()):
                         break
                 problem = "the engine still has it"
             except EngineError as error:
