@@ -37,6 +37,7 @@ class LogPump:
     _replayed: dict[Stream, int] = field(init=False)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _offered: deque[LogPosition] = field(default_factory=deque)
+    _unnoted: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         """What is known will be written again."""
@@ -71,12 +72,15 @@ class LogPump:
     async def note_position(self) -> NoReturn:
         """Keep on record how far the log is safe, so that a later life can go on from there."""
         while True:
+            await self._unnoted.wait()  # hundreds of jobs that write nothing are not to be looked at every second
             await asyncio.sleep(_NOTE_EVERY)
             safe, sure = None, self.sink.confirmed(self.claim)
             while self._offered and self._offered[0].seq <= sure:
                 safe = self._offered.popleft()
             if safe is not None:
                 await note("a log's position", self.claim, self.journal.logged(self.claim, safe))
+            if not self._offered:
+                self._unnoted.clear()
 
     async def finish(self) -> bool:
         """Offer what is left, a little at a time, so that no memory fills up; false when any of the log was lost."""
@@ -120,6 +124,7 @@ class LogPump:
         if batch.seq is not None:
             self.known = LogPosition(out=batch.until_out, err=batch.until_err, seq=batch.seq)
             self._offered.append(self.known)
+            self._unnoted.set()
         self.sink.offer(batch)
 
     async def _until(self, due: float) -> None:

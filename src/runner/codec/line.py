@@ -15,9 +15,9 @@ def format_time(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def encode_line(line: Line) -> dict[str, Json]:
-    """A line as batches and tails hold it."""
-    body: dict[str, Json] = {"t": format_time(line.time), "s": line.stream.value, "m": line.text}
+def encode_line(line: Line, time: str | None = None) -> dict[str, Json]:
+    """A line as batches and tails hold it. `time` is its time as text, if that is known already."""
+    body: dict[str, Json] = {"t": time or format_time(line.time), "s": line.stream.value, "m": line.text}
     if line.partial:
         body["p"] = True
     return body
