@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
 import aiodocker
 import pytest
@@ -22,7 +24,7 @@ from runner.app.fleet import export_stacks, import_stacks
 from runner.app.local import Interrupts, local_job
 from runner.app.stacks import build_stack, ledger_of, use_revision
 from runner.settings import Settings, load_settings
-from runner.stacks.archive import ArchiveError
+from runner.stacks.archive import ArchiveError, pack, unpack
 from runner.stacks.revisions import Pointer, State
 
 pytestmark = pytest.mark.engine
@@ -142,6 +144,52 @@ async def test_what_fails_its_test_here_is_kept_out_and_installs_nothing(
     record = ledger_of(settings_of(away)).record(bad, revision)
     assert record is not None
     assert record.state is State.FAILED
+
+
+def oci_layout(images: bytes) -> bytes:
+    """What an older engine saved, as one from version 25 on would have: https://github.com/opencontainers/image-spec."""
+    blobs: dict[str, bytes] = {}
+
+    def blob(content: bytes, kind: str) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = content
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    index, listed = [], []
+    with tarfile.open(fileobj=io.BytesIO(images)) as tar:
+
+        def read(name: str) -> bytes:
+            return (tar.extractfile(name) or io.BytesIO()).read()
+
+        for image in json.loads(read("manifest.json")):
+            config = blob(read(image["Config"]), "config.v1+json")
+            layers = [blob(read(name), "layer.v1.tar") for name in image["Layers"]]
+            manifest = {"schemaVersion": 2, "config": config, "layers": layers}
+            index.append(blob(json.dumps(manifest).encode(), "manifest.v1+json"))
+            places = [f"blobs/{layer['digest'].replace(':', '/')}" for layer in layers]
+            sources = {layer["digest"]: layer for layer in layers}
+            place = f"blobs/{config['digest'].replace(':', '/')}"
+            listed.append({"Config": place, "RepoTags": None, "Layers": places, "LayerSources": sources})
+    told = {
+        "oci-layout": {"imageLayoutVersion": "1.0.0"},
+        "index.json": {"schemaVersion": 2, "manifests": index},
+        "manifest.json": listed,
+    }
+    files = blobs | {name: json.dumps(content).encode() for name, content in told.items()}
+    return gzip.decompress(tar_gz(*starmap(tar_entry, sorted(files.items()))))
+
+
+async def test_what_a_newer_engine_saved_is_taken_in(home: Place, away: Place, tmp_path: Path) -> None:
+    stacks = [f"{home.worker}-{version}" for version in ("20", "21")]
+    revisions = [await build(home, stack, stack[-2:]) for stack in stacks]
+    path = tmp_path / "stacks.tar.gz"
+    await export(home, path)
+    with tempfile.TemporaryFile() as old, tempfile.TemporaryFile() as new:
+        manifest, files = unpack(path, old, 100 * SIZE)
+        new.write(oci_layout(old.read()))
+        pack(path, manifest.stacks, files, new)
+    assert [each.revision for each in await take_in(away, path)] == revisions
+    assert [await version(away, stack) for stack in stacks] == ["20", "21"]
 
 
 @pytest.mark.slow
