@@ -244,10 +244,10 @@ class Daemon:
         assert self.site.job_folders == []
         assert not self.faults(), self.faults()
 
-    async def clean(self) -> None:
+    async def clean(self, timeout: float = _PATIENCE) -> None:
         """Return when it runs nothing, and nothing is left of what it ran."""
         try:
-            await eventually(self._is_clean, "the daemon is idle and has cleaned up")
+            await eventually(self._is_clean, "the daemon is idle and has cleaned up", timeout)
         except AssertionError as error:
             told = {name: value for name, value in (await self.metrics()).items() if value and "_bucket" not in name}
             raise AssertionError(f"{error}: {told}, {self.log.read_text()[-4000:]}") from None
