@@ -81,6 +81,38 @@ async def test_the_folder_goes_with_its_worker_unless_a_container_is_left(
     assert len(local.local_folders(tmp_path)) == len(left)
 
 
+async def test_the_daemons_user_removes_once_what_root_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "exec" / "w-exec-7"
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    swept: list[Path] = []
+
+    @asynccontextmanager
+    async def opened(_settings: Settings, state: Path) -> AsyncIterator[SimpleNamespace]:
+        async def found() -> list[str]:
+            return [] if swept else ["runner-w-exec-7-1"]
+
+        async def once(*, grace: timedelta) -> None:
+            assert grace == timedelta(0)
+            swept.append(state)
+
+        yield SimpleNamespace(house=SimpleNamespace(sweep=SimpleNamespace(found=found, once=once)))
+
+    async def cleared() -> int:
+        os.utime(folder, (0, 0))
+        return await local.clear_killed(load_settings({"RUNNER_WORKER__STATE_DIR": str(tmp_path)}))
+
+    monkeypatch.setattr(local, "_open", opened)
+    with monkeypatch.context() as daemon:
+        daemon.setattr(local, "_may_open", lambda _: False)
+        assert [await cleared(), await cleared()] == [1, 0]
+    assert [(state.name, state == folder) for state in swept] == [("w-exec-7", False)]
+    assert local.local_folders(tmp_path) == []
+    assert await cleared() == 0  # by root
+    assert swept[1:] == [folder]
+    assert not folder.exists()
+
+
 async def test_images_of_jobs_of_exec_are_in_use_as_well(tmp_path: Path) -> None:
     assert await claimed_images(tmp_path) == frozenset()
     (tmp_path / "exec" / "w-exec-2").mkdir(parents=True)  # it has no journal yet

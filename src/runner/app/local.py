@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -51,6 +52,9 @@ from runner.timeline import Timeline
 log = logging.getLogger(__name__)
 
 _FOLDER = "exec"
+_LOCK = "lock"
+_SWEPT = "swept"
+"""In the folder of a worker that was root's: its containers are gone."""
 _NAME_MAX = 40
 _YOUNG = timedelta(minutes=1)
 """How long a folder that nobody has locked is left alone: its owner may be about to."""
@@ -245,7 +249,7 @@ async def open_local(settings: Settings) -> AsyncIterator[Local]:
 def local_folders(state_dir: Path) -> list[Path]:
     """The folders of the local workers that live or were killed, each with a journal of its own."""
     folder = state_dir / _FOLDER
-    return list(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in folder.iterdir() if not (path / _SWEPT).exists()] if folder.is_dir() else []
 
 
 async def clear_killed(settings: Settings) -> int:
@@ -253,14 +257,40 @@ async def clear_killed(settings: Settings) -> int:
     removed = 0
     for folder in _killed(settings.worker.state_dir / _FOLDER):
         try:
+            if not _may_open(folder):
+                removed += await _clear_of_root(settings, folder)
+                continue
             with WorkerLock(folder).hold():
-                async with _open(settings, folder) as local:
-                    removed += len(await local.house.sweep.found())
-                    await local.house.sweep.once(grace=timedelta(0))
-                _remove(settings.worker.state_dir, folder)
+                removed += await _sweep(settings, folder)
+                shutil.rmtree(folder, ignore_errors=True)
         except ConfigError:
             continue  # somebody else is at it
     return removed
+
+
+async def _clear_of_root(settings: Settings, folder: Path) -> int:
+    """Remove the containers of a worker that was root's, as the daemon's user. Its files go with root's next `exec`."""
+    swept = folder / _SWEPT
+    if swept.exists():
+        return 0
+    with tempfile.TemporaryDirectory(prefix="runner-exec-") as state:
+        removed = await _sweep(settings, Path(state) / folder.name)
+    with suppress(OSError):
+        swept.touch()
+    return removed
+
+
+async def _sweep(settings: Settings, folder: Path) -> int:
+    """Remove the containers of the worker that is called like the folder."""
+    async with _open(settings, folder) as local:
+        found = len(await local.house.sweep.found())
+        await local.house.sweep.once(grace=timedelta(0))
+    return found
+
+
+def _may_open(folder: Path) -> bool:
+    lock = folder / _LOCK
+    return os.access(lock, os.R_OK | os.W_OK) or not lock.exists()
 
 
 def local_job(message: Mapping[str, Any], routing_key: str) -> Job:
