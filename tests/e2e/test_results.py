@@ -78,6 +78,9 @@ async def test_the_hosts_disk_feels_nothing(at: OpenSite, tmp_path: Path) -> Non
                     told = [greedy.result[name] for name in ("outcome", "blame", "oom_seen")]
                     assert told == [outcome, "job", outcome == "oom_killed"], greedy.result
                     assert greedy.result["reason"].startswith(reason)
+                # Not the init, though it is the largest process: it has told of the end.
+                assert None not in jobs[0].result["usage"].values(), jobs[0].result
+                assert jobs[0].result["logs"]["complete"]
                 over.set()
                 assert await watching < 16 * MIB
                 await daemon.clean()

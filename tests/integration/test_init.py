@@ -313,6 +313,12 @@ def test_the_environment_is_the_descriptions_and_no_other(binary: Path) -> None:
     assert sorted(end.stdout.decode().splitlines()) == sorted(f"{name}={value}" for name, value in expected.items())
 
 
+def test_the_job_goes_before_the_init_where_memory_is_short(binary: Path) -> None:
+    own = Path("/proc/self/oom_score_adj").read_text()
+    end = run(binary, describe(("cat", "/proc/self/oom_score_adj", "/proc/1/oom_score_adj")), wrap=AS_NOBODY)
+    assert end.stdout.decode() == f"1000\n{own}"
+
+
 def test_signals_are_as_new_whatever_the_runtime_left(binary: Path) -> None:
     wrap = ("env", "--ignore-signal", "--block-signal")
     status = run(binary, describe(("cat", "/proc/self/status")), wrap=wrap).stdout.decode()

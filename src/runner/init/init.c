@@ -80,7 +80,7 @@ enum { ENOENT = 2, ESRCH = 3, EINTR = 4, EAGAIN = 11, EACCES = 13, ENOTDIR = 20,
        EAFNOSUPPORT = 97 };
 enum { SIGHUP = 1, SIGINT = 2, SIGQUIT = 3, SIGKILL = 9, SIGUSR1 = 10, SIGUSR2 = 12, SIGTERM = 15, SIGCHLD = 17 };
 enum { SIG_SETMASK = 2, SIGNALS = 64, POLLIN = 1, POLLOUT = 4, WNOHANG = 1 };
-enum { AT_FDCWD = -100, O_WRONLY = 1, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000 };
+enum { AT_FDCWD = -100, O_WRONLY = 1, O_RDWR = 2, O_CREAT = 0100, O_EXCL = 0200, O_CLOEXEC = 02000000 };
 enum { F_SETFD = 2, FD_CLOEXEC = 1, CLOSE_RANGE_CLOEXEC = 4, CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
 enum { PR_SET_DUMPABLE = 4, PR_SET_SECCOMP = 22, PR_SET_NO_NEW_PRIVS = 38, SECCOMP_MODE_FILTER = 2 };
 
@@ -401,6 +401,32 @@ static uint64_t current(const struct counter candidates[CANDIDATES]) /* the firs
 static uint64_t since(uint64_t before, uint64_t after)
 {
     return before == UNKNOWN || after == UNKNOWN ? UNKNOWN : after - before;
+}
+
+/* ---- who goes first ------------------------------------------------------------------------------------------------ */
+
+/* Where memory is short, the kernel ends the largest process. What fills it may be files, and that process be ours, who
+ * have to tell of it. Anybody may ask to go first, and take that back: so do we, while the job inherits it. */
+static char own_place[16]; /* as we found it */
+static long own_place_size;
+static int place_fd; /* open before /proc is closed to us */
+
+static void open_place(void)
+{
+    place_fd = (int)sys(NR_OPENAT, AT_FDCWD, (long)"/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC, 0, 0);
+    own_place_size = sys(NR_PREAD64, place_fd, (long)own_place, sizeof own_place, 0, 0);
+}
+
+static void go_first(void)
+{
+    if (own_place_size > 0)
+        sys(NR_WRITE, place_fd, (long)"1000", 4, 0, 0);
+}
+
+static void go_as_before(void)
+{
+    if (own_place_size > 0)
+        sys(NR_WRITE, place_fd, (long)own_place, own_place_size, 0, 0);
 }
 
 /* ---- the job ------------------------------------------------------------------------------------------------------- */
@@ -757,6 +783,7 @@ _Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel lea
         refuse("runner-init: only for PID 1 of a container: it kills every other process\n");
     if (stack[0] > 1 && same(words[1], "probe", 6))
         probe(words + 2, (uint32_t)stack[0] - 2);
+    open_place();
     sys(NR_PRCTL, PR_SET_DUMPABLE, 0, 0, 0, 0); /* the job, though of our uid, can't read the nonce from our memory */
     reset_signals();
     read_frame();
@@ -764,7 +791,9 @@ _Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel lea
     open_counters();
     uint64_t cpu_before = current(cpu_ns), oom_before = current(oom_kills);
     announce_start();
+    go_first();
     long pid = start_job();
+    go_as_before();
     report.exec_errno = pid < 0 ? (int32_t)-pid : 0;
     report.status = pid < 0 ? -1 : wait_for(pid);
     report.ended_ns = now(CLOCK_REALTIME);
