@@ -47,11 +47,11 @@ from runner.verdict import judge, parse_told
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_EVERY = 1.0
-_DISK_EVERY = 1.0
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at what a job tells of its progress, and what it has written."""
 _DISK_SHARE = 20
 _DISK_LONGEST = 30.0
-"""Seconds between two looks at what a job has written: 20 times as long as a look takes, within these bounds."""
+"""A look at the disk that takes long is not repeated for 20 times as long, but for so many seconds at most."""
 _LAUNCHES = 3
 """Lives of the daemon that may start a job anew that none of them saw begin: it may be what ended them."""
 _KILL_BUDGET = timedelta(seconds=60)
@@ -173,8 +173,7 @@ class Run:
                 stubborn,
                 tasks.create_task(self._stopping.enforce(container, started)),
                 tasks.create_task(self._write_down(container, started)),
-                tasks.create_task(self._watch_progress(container)),
-                tasks.create_task(self._watch_disk(container)),
+                tasks.create_task(self._look_after(container)),
                 tasks.create_task(self._pump.run()),
                 tasks.create_task(self._pump.note_position()),
             ]
@@ -329,26 +328,25 @@ class Run:
         if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
-    async def _watch_progress(self, container: Container) -> None:
-        loop = asyncio.get_running_loop()
-        told, due = None, loop.time()
+    async def _look_after(self, container: Container) -> None:
+        """Tell the job's progress, and end it at once if it writes too much where nothing but this bounds it.
+
+        One task, since there may be hundreds of jobs. It looks at the disk the less, the more that costs.
+        """
+        loop, told = asyncio.get_running_loop(), None
+        due = look = loop.time()
         try:
             while True:
-                await asyncio.sleep(_PROGRESS_EVERY)
-                told, due = self._tell_progress(container, told), loop.time() + _PROGRESS_EVERY
+                await asyncio.sleep(_LOOK_EVERY)
+                told, due = self._tell_progress(container, told), loop.time() + _LOOK_EVERY
+                if (began := loop.time()) < look:
+                    continue
+                if (excess := await container.excess()) is not None:
+                    return self.stop(StopReason.DISK_LIMIT, excess, at_once=True)
+                look = began + min(_DISK_SHARE * (loop.time() - began), _DISK_LONGEST)
         finally:
             if loop.time() >= due:
                 self._tell_progress(container, told)  # the job has ended: its last word
-
-    async def _watch_disk(self, container: Container) -> None:
-        """End a job at once that writes too much where nothing but this bounds it; look the less, the more it costs."""
-        loop, pause = asyncio.get_running_loop(), _DISK_EVERY
-        while True:
-            await asyncio.sleep(pause)
-            began = loop.time()
-            if (excess := await container.excess()) is not None:
-                return self.stop(StopReason.DISK_LIMIT, excess, at_once=True)
-            pause = min(max(_DISK_EVERY, _DISK_SHARE * (loop.time() - began)), _DISK_LONGEST)
 
     def _tell_progress(self, container: Container, told: bytes | None) -> bytes | None:
         """Tell what the job wrote, unless that was told before; what is told now."""

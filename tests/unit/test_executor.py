@@ -451,8 +451,8 @@ async def test_an_attempt_that_is_cancelled_goes_down_hard() -> None:
 
 
 async def test_progress_is_told_when_it_changes_and_no_more_often_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert executor._PROGRESS_EVERY == 1.0
-    monkeypatch.setattr(executor, "_PROGRESS_EVERY", 0.001)
+    assert executor._LOOK_EVERY == 1.0
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*RUNS)
 
     def told() -> list[object]:
@@ -489,7 +489,7 @@ def test_progress_is_json_or_a_string_that_can_be_sent(raw: bytes, told: object)
 
 @pytest.mark.parametrize("depth", [50, 500, 900, 950, 980, 990, 1000, 2000])
 async def test_progress_of_any_depth_can_be_told(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_PROGRESS_EVERY", 0.001)
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*RUNS)
     async with house.run() as (_, running):
         await until(lambda: house.runs)
@@ -714,7 +714,7 @@ async def test_a_job_whose_container_is_gone_is_lost() -> None:
 
 
 async def test_a_job_that_writes_too_much_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_DISK_EVERY", 0.001)
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*DEAF, limits=Limits(grace=LONG))
     async with house.run() as (_, running):
         await until(lambda: house.runs)

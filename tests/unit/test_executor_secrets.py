@@ -113,7 +113,7 @@ async def test_output_and_reason_are_without_secrets() -> None:
     ],
 )
 async def test_progress_is_without_secrets(written: bytes, told: Json, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_PROGRESS_EVERY", 0.01)
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.01)
     house = with_secret(Script(progress=written[:4097]))
     async with house.run():
         await until(lambda: progress(house))

@@ -61,6 +61,7 @@ class JobFolder:
         """`in_memory` is where the files are to be that the job may write; without it they are in the folder itself."""
         self.path = path
         self.in_memory = in_memory
+        self._found: str | None = None
 
     @property
     def results(self) -> Path:
@@ -100,7 +101,7 @@ class JobFolder:
         if self.in_memory is not None and other.in_memory is not None:
             self.in_memory.rename(other.in_memory)
         self.path.rename(other.path)
-        self.path, self.in_memory = other.path, other.in_memory
+        self.path, self.in_memory, self._found = other.path, other.in_memory, None
 
     def write_payload(self, payload: bytes) -> None:
         """Put the job's payload where it can read it."""
@@ -119,7 +120,7 @@ class JobFolder:
         sizes = {}
         for name in (OUTPUT, PROGRESS):
             with suppress(OSError):
-                sizes[name] = Bytes(os.lstat(self.results / name).st_blocks * _BLOCK)
+                sizes[name] = Bytes(os.lstat(self._place(name)).st_blocks * _BLOCK)
         return sizes
 
     @property
@@ -140,8 +141,14 @@ class JobFolder:
                 with suppress(FileNotFoundError):
                     shutil.rmtree(folder)
 
+    def _place(self, name: str) -> str:
+        """Where one of those files is. Found out once: hundreds of jobs are looked at every second."""
+        if self._found is None:
+            self._found = str(self.results)
+        return f"{self._found}/{name}"
+
     def _read(self, name: str, most: Bytes) -> bytes | None:
-        path = self.results / name
+        path = self._place(name)
         # Most jobs never write it, and it is asked for once a second.
         with suppress(OSError):
             if not os.lstat(path).st_size:
