@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -63,54 +63,62 @@ async def serve(settings: Settings) -> None:
     """Run the daemon until a signal has ended it. Raises `ConfigError` for what an operator has to mend."""
     async with AsyncExitStack() as stack:
         stack.enter_context(WorkerLock(settings.worker.state_dir).hold())
-        journal = await stack.enter_async_context(open_journal(settings.worker.state_dir, _now))
-        history = await stack.enter_async_context(
-            open_history(
-                settings.worker.state_dir,
-                max_age=settings.history.max_age,
-                max_bytes=settings.history.max_bytes,
-                now=_now,
-            )
-        )
-        memory = await stack.enter_async_context(open_memory(settings.worker.state_dir, _now))
-        images = await stack.enter_async_context(open_images(settings.engine.url))
-        catalog = open_catalog(settings, images)
-        metrics = _metrics(settings, catalog)
-        packages = await stack.enter_async_context(open_packages_of(settings, settings.worker.state_dir, metrics))
-        gate = Gate(settings)
-        house = await stack.enter_async_context(
-            open_engine(
-                url=settings.engine.url,
-                worker=settings.worker.name,
-                state_dir=settings.worker.state_dir,
-                observer=metrics,
-                in_memory=place_in_memory(settings.worker.state_dir, "jobs"),
-                packages=packages,
-                reserve=settings.capacity.disk_free,
-                uids=settings.engine.uid_numbers,
-                start_parallelism=settings.engine.start_parallelism,
-                warm_memory=settings.warm_memory,
-                access=gate.access,
-            )
-        )
-        daemon = Daemon(
-            settings=settings,
-            journal=journal,
-            history=history,
-            memory=memory,
-            catalog=catalog,
-            metrics=metrics,
-            packages=packages,
-            house=house,
-            gate=gate,
-            watch=Watch(settings=settings, gate=gate, probes=house.probes, images=images, tell=metrics.egress_proven),
-            runtimes=Runtimes(allowed=settings.engine.runtimes, engine=house.client, catalog=catalog),
-            disks=Disks(settings, house),
-            debts=Debts(journal=journal, owed={}),
-            fairness=Fairness(_shares(settings)),
-            filling=_filling(settings, images, catalog),
-        )
+        daemon = await _furnish(settings, stack)
         await daemon.run()
+
+
+async def _furnish(settings: Settings, stack: AsyncExitStack) -> "Daemon":
+    """All that the daemon is made of, opened one after the other; the stack closes it in the other order."""
+    folder = settings.worker.state_dir
+    journal = await stack.enter_async_context(open_journal(folder, _now))
+    history = await stack.enter_async_context(_open_history(settings))
+    memory = await stack.enter_async_context(open_memory(folder, _now))
+    images = await stack.enter_async_context(open_images(settings.engine.url))
+    catalog = open_catalog(settings, images)
+    metrics = _metrics(settings, catalog)
+    packages = await stack.enter_async_context(open_packages_of(settings, folder, metrics))
+    gate = Gate(settings)
+    house = await stack.enter_async_context(_open_house(settings, metrics, packages, gate))
+    return Daemon(
+        settings=settings,
+        journal=journal,
+        history=history,
+        memory=memory,
+        catalog=catalog,
+        metrics=metrics,
+        packages=packages,
+        house=house,
+        gate=gate,
+        watch=Watch(settings=settings, gate=gate, probes=house.probes, images=images, tell=metrics.egress_proven),
+        runtimes=Runtimes(allowed=settings.engine.runtimes, engine=house.client, catalog=catalog),
+        disks=Disks(settings, house),
+        debts=Debts(journal=journal, owed={}),
+        fairness=Fairness(_shares(settings)),
+        filling=_filling(settings, images, catalog),
+    )
+
+
+def _open_history(settings: Settings) -> AbstractAsyncContextManager[History]:
+    kept = settings.history
+    return open_history(settings.worker.state_dir, max_age=kept.max_age, max_bytes=kept.max_bytes, now=_now)
+
+
+def _open_house(
+    settings: Settings, metrics: Metrics, packages: PackageStore, gate: Gate
+) -> AbstractAsyncContextManager[OpenEngine]:
+    return open_engine(
+        url=settings.engine.url,
+        worker=settings.worker.name,
+        state_dir=settings.worker.state_dir,
+        observer=metrics,
+        in_memory=place_in_memory(settings.worker.state_dir, "jobs"),
+        packages=packages,
+        reserve=settings.capacity.disk_free,
+        uids=settings.engine.uid_numbers,
+        start_parallelism=settings.engine.start_parallelism,
+        warm_memory=settings.warm_memory,
+        access=gate.access,
+    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -243,14 +243,7 @@ async def open_engine(
     """
     parallel = start_parallelism or default_parallelism()
     folders = JobFolders(jobs=state_dir.absolute() / "jobs", in_memory=in_memory)
-    site = Site(
-        worker=worker,
-        boot=_BOOT_ID.read_text().strip(),
-        init=init_binary().absolute(),
-        hosts=state_dir.absolute() / "hosts",
-        reserve=reserve,
-        uids=uids,
-    )
+    site = _site(worker, state_dir, reserve, uids)
     async with open_client(url, observer, limits) as client:
         census, audit = Census(observer), Audit(observer)
         removal = Removal(client, census, observer, at_once=parallel)
@@ -285,6 +278,17 @@ async def open_engine(
             yield OpenEngine(engine=engine, client=client, sweep=sweep, audit=audit, scratch=scratch, probes=probes)
         finally:
             await engine.close()
+
+
+def _site(worker: str, state_dir: Path, reserve: Bytes, uids: range | None) -> Site:
+    return Site(
+        worker=worker,
+        boot=_BOOT_ID.read_text().strip(),
+        init=init_binary().absolute(),
+        hosts=state_dir.absolute() / "hosts",
+        reserve=reserve,
+        uids=uids,
+    )
 
 
 def default_parallelism() -> int:
