@@ -92,6 +92,7 @@ class Capacity:
     patience: timedelta = timedelta(seconds=30)
     lookahead: int = 4
     _running: dict[str, _Running] = field(default_factory=dict)
+    _claimed: Claim = NOTHING
     _stuck: set[str] = field(default_factory=set)
     _waiting: list[_Waiting] = field(default_factory=list)
     _recent: deque[Claim] = field(default_factory=lambda: deque(maxlen=_RECENT))
@@ -99,7 +100,7 @@ class Capacity:
     @property
     def claimed(self) -> Claim:
         """What the running jobs claim together."""
-        return sum((running.claim for running in self._running.values()), NOTHING)
+        return self._claimed
 
     @property
     def free(self) -> Claim:
@@ -127,7 +128,7 @@ class Capacity:
 
     def adopt(self, name: str, claim: Claim, lasts: timedelta, now: float) -> None:
         """Count a job that runs already, whether or not there is room for it."""
-        self._running[name] = _Running(claim, now + lasts.total_seconds())
+        self._hold(name, _Running(claim, now + lasts.total_seconds()))
 
     def withdraw(self, name: str) -> None:
         """Take a job out of the queue."""
@@ -135,7 +136,8 @@ class Capacity:
 
     def release(self, name: str) -> None:
         """A job and all that it held are gone."""
-        self._running.pop(name, None)
+        if (running := self._running.pop(name, None)) is not None:
+            self._claimed -= running.claim  # counted as it goes, for it is asked for many times a job
         self._stuck.discard(name)
 
     def quarantine(self, name: str) -> None:
@@ -152,7 +154,7 @@ class Capacity:
         started = []
         while (waiting := next(self._startable(now), None)) is not None:
             self.withdraw(waiting.name)
-            self._running[waiting.name] = _Running(waiting.claim, now + waiting.lasts)
+            self._hold(waiting.name, _Running(waiting.claim, now + waiting.lasts))
             started.append(waiting.name)
         return started
 
@@ -182,6 +184,11 @@ class Capacity:
             free_disk = format_size(Bytes(max(0, free.disk)))
             return f"needs {format_size(claim.disk)} of scratch disk, {free_disk} are free"
         return "a bigger job that has waited longer comes first"
+
+    def _hold(self, name: str, running: _Running) -> None:
+        self.release(name)
+        self._running[name] = running
+        self._claimed += running.claim
 
     def _startable(self, now: float) -> Iterator[_Waiting]:
         head: _Waiting | None = None

@@ -1,0 +1,53 @@
+"""What a job writes is on its way before anybody else has had a turn, if it is the first that it writes."""
+
+import pytest
+from tests.fake_journal import FakeJournal
+from tests.fakes import Clock, FakeLogSink, FakeObserver
+
+from runner.job import Bytes, JobKey, Stream
+from runner.logs import JobLog
+from runner.ports import LogPosition
+from runner.pump import LogPump
+
+KEY = JobKey(tenant="acme", id="job-1")
+
+
+def pump(sink: FakeLogSink, known: LogPosition | None = None) -> LogPump:
+    clock = Clock()
+    return LogPump(
+        key=KEY,
+        claim="c1",
+        log=JobLog(KEY, "c1", Bytes(4096)),
+        sink=sink,
+        journal=FakeJournal(clock),
+        observer=FakeObserver(),
+        now=clock,
+        known=known or LogPosition(),
+    )
+
+
+async def test_a_first_line_is_offered_by_whoever_wrote_it() -> None:
+    sink = FakeLogSink()
+    pump(sink).write(Stream.OUT, b"one\n")
+    assert [[line.text for line in batch.lines] for batch in sink.batches] == [["one"]]
+
+
+@pytest.mark.parametrize("first", [b"on", b"one\ntw"], ids=["half-a-line", "a-line-and-a-half"])
+async def test_what_may_go_on_is_not_cut_for_it(first: bytes) -> None:
+    sink = FakeLogSink()
+    pump(sink).write(Stream.OUT, first)
+    assert sink.batches == []
+
+
+async def test_later_lines_wait_for_the_pump() -> None:
+    sink = FakeLogSink()
+    later = pump(sink)
+    for line in (b"one\n", b"two\n"):
+        later.write(Stream.OUT, line)
+    assert [line.text for batch in sink.batches for line in batch.lines] == ["one"]
+
+
+async def test_what_an_earlier_life_has_offered_is_not_offered_again() -> None:
+    sink = FakeLogSink()
+    pump(sink, LogPosition(out=4, seq=1)).write(Stream.OUT, b"one\n")
+    assert sink.batches == []
