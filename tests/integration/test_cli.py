@@ -253,6 +253,7 @@ async def test_check_has_a_line_for_everything(
         "engine",
         "cgroups",
         "engine disk",
+        "registry",
         "stack broken",
         "egress",
         "init",
