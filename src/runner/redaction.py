@@ -94,19 +94,11 @@ class Redactor:
         """A JSON value without secrets in its names, texts and numbers. A number with one in it becomes a text."""
         if not self._patterns:
             return value
-        match value:
-            case str():
-                return self.text(value)
-            case dict():
-                return {self.text(name): self.json(inner) for name, inner in value.items()}
-            case list():
-                return [self.json(inner) for inner in value]
-            case None | bool():
-                return value
-            case _:
-                spelt = json.dumps(value)
-                masked = self.text(spelt)
-                return value if masked == spelt else masked
+        # All of it at once: to look for hundreds of secrets in each of thousands of values would take a second.
+        spelt = list(_spelt(value))
+        text = b"\n".join(spelt)  # a newline is in none of them
+        shown, _ = self._mask(text, len(text), 0)
+        return value if shown == text else _respelt(value, _cut_like(spelt, shown))
 
     def _whole(self, data: bytes) -> str:
         return self._mask(data, len(data), 0)[0].decode(errors="replace")
@@ -147,3 +139,45 @@ class Redactor:
             step = next(step for step in range(1, len(pattern) + 1) if pattern.startswith(pattern[step:]))
             self._steps[pattern] = step
         return step
+
+
+def _spelt(value: Json) -> Iterator[bytes]:
+    """The names, texts and numbers of a JSON value, in order."""
+    match value:
+        case str():
+            yield value.encode(errors="replace")
+        case dict():
+            for name, inner in value.items():
+                yield name.encode(errors="replace")
+                yield from _spelt(inner)
+        case list():
+            for inner in value:
+                yield from _spelt(inner)
+        case None | bool():
+            return
+        case _:
+            yield json.dumps(value).encode()
+
+
+def _cut_like(spelt: Iterable[bytes], shown: bytes) -> Iterator[str]:
+    """The parts of a joined text again, each as long as it was."""
+    at = 0
+    for part in spelt:
+        yield shown[at : at + len(part)].decode(errors="replace")
+        at += len(part) + 1
+
+
+def _respelt(value: Json, shown: Iterator[str]) -> Json:
+    """The value with these names, texts and numbers."""
+    match value:
+        case str():
+            return next(shown)
+        case dict():
+            return {next(shown): _respelt(inner, shown) for inner in value.values()}
+        case list():
+            return [_respelt(inner, shown) for inner in value]
+        case None | bool():
+            return value
+        case _:
+            text = next(shown)
+            return value if text == json.dumps(value) else text

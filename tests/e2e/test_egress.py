@@ -22,6 +22,7 @@ from tests.egress_site import FOREIGN, LISTED, METADATA, NAMES, OUTSIDE, PRIVATE
 from tests.netns import entered, path_of, socket_in
 from tests.services import Endpoint
 
+from runner.adapters.network.record import Record, RecordFile
 from runner.adapters.network.segments import table_name
 from runner.app.finding import Finding, Remedy
 from runner.app.network import Applied, apply_network, check_network, look_at_egress, remove_network
@@ -396,3 +397,41 @@ async def test_without_rules_no_job_reaches_out_until_they_are_back(reach: Reach
     unaffected.ended("succeeded", exit_code=0)
     (await job.finished()).ended("cancelled")
     (await reach.submitter.run(["true"], stack="reaching")).ended("succeeded", exit_code=0)
+
+
+async def test_a_single_door_that_is_open_is_found(reach: Reach) -> None:
+    door = "another network"
+    operator, daemon, record = reach.operator, reach.daemon, reach.operator.site.state_dir / "egress.json"
+    made = RecordFile(operator.site.state_dir).read()
+    assert made is not None
+    async with opened_between(operator, made):
+        os.utime(record)
+
+        async def is_found() -> bool:
+            return any(door in why for why in whys(daemon))
+
+        await eventually(is_found, f"the probe finds the open door: {door}")
+        (found,) = (why for why in whys(daemon) if door in why)
+        assert found.endswith("can be reached")
+        assert "," not in found.removesuffix(", can be reached").replace("link, over", "link over")  # nothing else
+    await operator.apply()
+    os.utime(record)
+    await eventually(partial(is_proven, daemon), "the networks are proven again")
+
+
+def whys(daemon: Daemon) -> list[str]:
+    """Why networks were not proven any more."""
+    return [json.loads(line).get("why", "") for line in daemon.faults()]
+
+
+@asynccontextmanager
+async def opened_between(operator: Operator, made: Record) -> AsyncIterator[None]:
+    """Let packets pass between the networks of jobs, by our rules and by the engine's."""
+    bridges = "{ " + ", ".join(f'"{each.segment.bridge}"' for each in made.networks) + " }"
+    rule = f"insert rule inet {made.table} forward iifname {bridges} oifname {bridges} accept"
+    operator.machine.run("nft", "-f", "-", stdin=rule)
+    operator.machine.run("iptables", "-I", "FORWARD", "-j", "ACCEPT")
+    try:
+        yield
+    finally:
+        operator.machine.run("iptables", "-D", "FORWARD", "-j", "ACCEPT")

@@ -14,6 +14,7 @@ from tests.engine_log import EngineLog
 from tests.integration.engine_house import open_house
 from tests.services import Endpoint
 
+from runner.adapters.docker.attachment import READ_BYTES
 from runner.adapters.docker.client import TIME_LIMITS, Deletion, EngineClient, Operation, Refused, open_client
 from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
 
@@ -225,6 +226,46 @@ async def test_every_call_has_its_time(tmp_path: Path, monkeypatch: pytest.Monke
         assert {kind for _, kind in log.failures} == {"timeout"}
         assert log.failures.total() == len(calls) + 3
         assert not client._docker.connector._acquired
+
+
+def flood(size: int) -> bytes:
+    return b"".join(b"\x01\0\0\0" + len(line).to_bytes(4) + line for line in repeat(b"x" * 32768, size // 32768))
+
+
+async def test_of_a_flood_others_have_to_wait_for_little_at_a_time(tmp_path: Path) -> None:
+    """Counts what is handed over between two turns of everybody else."""
+    size, total, in_turn, most = 4 * 2**20, 0, 0, 0
+    listening, told = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+        await listening.wait()
+        request.transport.write(flood(size))
+        await told.wait()
+        request.transport.abort()
+        return web.Response()
+
+    def turn() -> None:
+        nonlocal in_turn, most
+        in_turn, most = 0, max(most, in_turn)
+        if total < size:
+            asyncio.get_running_loop().call_soon(turn)
+        else:
+            told.set()
+
+    def take(_stream: int, data: bytes) -> None:
+        nonlocal in_turn, total
+        in_turn, total = in_turn + len(data), total + len(data)
+
+    async with answering(tmp_path, handler) as (client, _):
+        (await client.attach("id")).listen(take, lambda: None)
+        listening.set()
+        turn()
+        async with asyncio.timeout(30):
+            await told.wait()
+        assert total == size
+        assert 0 < most <= READ_BYTES
 
 
 async def test_an_engine_that_changed_its_version(tmp_path: Path) -> None:

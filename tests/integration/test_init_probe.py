@@ -25,11 +25,11 @@ _NO_IPV6 = (
     f"[{'0000:' * 7}0001",
     f"[{'0000:' * 8}]:9",
 )
-_ALONE = ("unshare", "--pid", "--fork", "--net", "--kill-child", "sh", "-ec", _SETUP, "sh")
+_ALONE = ("unshare", "--pid", "--fork", "--net", "--kill-child", "sh", "-ec")
 
 
-def probe(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [*_ALONE, str(init_binary()), "probe", *words]
+def probe(*words: str, first: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*_ALONE, f"{first}{_SETUP}", "sh", str(init_binary()), "probe", *words]
     return subprocess.run(command, input=_RULES, check=False, capture_output=True, text=True, timeout=30)
 
 
@@ -42,6 +42,7 @@ def test_it_tells_who_answers_who_refuses_and_who_is_silent() -> None:
         "127.0.0.3:65535 filtered filtered",
         "127.0.0.4:53 silent silent",
         "127.0.0.5:1 silent filtered",  # a host that is away is no rule, as far as a datagram can tell
+        "ipv6 none",
     ]
 
 
@@ -54,7 +55,16 @@ def test_it_does_so_over_ipv6_as_well() -> None:
         f"{here}:9 open open",
         f"{nowhere}:80 silent silent",
         "127.0.0.2:9 open open",
+        "ipv6 none",
     ]
+
+
+def test_it_tells_of_an_ipv6_address_on_any_link() -> None:
+    link = "ip link add up0 type veth peer name up1; ip link set up0 up; ip -6 address add fd00::7/64 dev up0;"
+    done = probe("127.0.0.2:9", first=link)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["127.0.0.2:9 open open", "ipv6 here"]
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ async def probed(engine: TwoContainers) -> str:
         site=Site(worker="w1", boot="b", init=Path("/init"), hosts=Path("/hosts")),
     )
     try:
-        return await probes.run("runner0", "image", lambda neighbour: [f"{neighbour}:9"])
+        return await probes.run("runner0", "image", lambda neighbour, _: [f"{neighbour}:9"])
     finally:
         assert not engine.left
         assert not probes.names()

@@ -1,7 +1,8 @@
 """What the daemon concludes from its probes."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.fakes import STACK
 
 from runner.adapters.docker.images import Images
-from runner.adapters.docker.probe import Probes
+from runner.adapters.docker.probe import Probes, Words
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.adapters.network.rules import Isolation, Segment
 from runner.app.egress import Gate, Watch
@@ -55,6 +56,7 @@ class World:
         self.during: Callable[[], None] = lambda: None
         self.probed = asyncio.Event()
         self.told: list[bool] = []
+        self.pairs: list[tuple[str, str | None]] = []
         self.images = FakeImages()
         self.gate = Gate(settings)
         self.watch = Watch(
@@ -65,15 +67,16 @@ class World:
             tell=self.told.append,
         )
 
-    async def run(self, network: str, image: str, words: Callable[[IPv4Address], Sequence[str]]) -> str:
-        assert (network, image) == ("runner0", self.images.made[0])
+    async def run(self, network: str, image: str, words: Words, beside: str | None) -> str:
+        assert image == self.images.made[0]
+        self.pairs.append((network, beside))
         self.during()
         self.probed.set()
         if isinstance(self.answer, Exception):
             raise self.answer
         server = "192.0.2.53:53"
-        tried = [word.lstrip("+") for word in words(IPv4Address("198.18.0.2"))]
-        return "".join(f"{word} {'open open' if word == server else self.answer}\n" for word in tried)
+        tried = [word.lstrip("+") for word in words(IPv4Address("198.18.0.2"), None)]
+        return "ipv6 none\n" + "".join(f"{word} {'open open' if word == server else self.answer}\n" for word in tried)
 
     async def after(self, *answers: str | Exception) -> str | None:
         """Why nobody may reach out after probes with these answers."""
@@ -156,3 +159,16 @@ async def test_it_looks_again_when_the_engine_is_back(world: World) -> None:
     finally:
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_each_network_is_tried_from_each_other_one_in_turn(world: World, state_dir: Path) -> None:
+    names = ("runner0", "runner0-a", "runner0-b")
+    segments = [Segment(bridge=name, subnet=IPv4Network(f"198.18.{4 * i}.0/22")) for i, name in enumerate(names)]
+    networks = tuple(Made(name=each.bridge, segment=each) for each in segments)
+    await world.watch.look()
+    RecordFile(state_dir).write(replace(RECORD, networks=networks))
+    for _ in range(2):
+        await world.watch.look()
+
+    assert world.pairs[0] == ("runner0", None)
+    assert sorted(world.pairs[1:], key=str) == [(one, other) for one in names for other in names if other != one]

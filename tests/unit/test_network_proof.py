@@ -27,6 +27,7 @@ def targets(segment: Segment, engine_port: int | None = None, **fields: object) 
         segment,
         record(segment, **fields),
         neighbour=IPv4Address("198.18.0.2"),
+        beside=IPv4Address("198.18.4.2"),
         host=IPv4Address("203.0.113.1"),
         host_6=IPv6Address("2001:db8::7"),
         engine_port=engine_port,
@@ -36,7 +37,7 @@ def targets(segment: Segment, engine_port: int | None = None, **fields: object) 
 
 def told(found: dict[str, Target], **answers: str) -> str:
     """What a probe tells of a network that is as it should be, but for some answers by the target's first words."""
-    lines = []
+    lines = [f"ipv6 {answers.pop('ipv6', 'none')}\n"]
     for what, target in found.items():
         usual = "open open" if target.wanted else "filtered silent" if target.refused else "silent silent"
         answer = next((text for name, text in answers.items() if what.startswith(name.replace("_", " "))), usual)
@@ -56,6 +57,7 @@ def test_everything_that_has_to_be_shut_is_tried() -> None:
         "this host's outward address": "203.0.113.1:9",
         "the engine": "198.18.0.1:2375",
         "a neighbour": "198.18.0.2:9",
+        "a container on another network": "198.18.4.2:9",
         "the metadata address": "+169.254.169.254:80",
         "a private address": "+10.255.255.254:9",
         "another name server": "+198.51.100.77:53",
@@ -93,6 +95,9 @@ def test_a_network_is_proven_when_our_rules_say_no() -> None:
     ("answers", "told"),
     [
         ({"a_neighbour": "silent open"}, "a neighbour (198.18.0.2:9) can be reached"),
+        ({"a_container": "silent open"}, "a container on another network (198.18.4.2:9) can be reached"),
+        ({"ipv6": "here"}, "whoever is on the same link, over IPv6, can be reached"),
+        ({"ipv6": ""}, "whoever is on the same link, over IPv6,: no refusal came from our rules"),
         ({"the_metadata": "open silent"}, "the metadata address (169.254.169.254:80) can be reached"),
         ({"this_host_over": "open silent"}, "this host over IPv6 ([2001:db8::7]:9) can be reached"),
         ({"a_private": "silent silent"}, "a private address (10.255.255.254:9): no refusal came from our rules"),
@@ -110,4 +115,4 @@ def test_a_probe_that_told_nothing_proves_nothing() -> None:
     proof = judge(tuple(targets(WIDE).values()), "runner-init: not an address to probe\n")
 
     assert not proof.holds
-    assert len(proof.unproven) == 8
+    assert len(proof.unproven) == 10

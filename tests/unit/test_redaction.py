@@ -111,6 +111,21 @@ def test_a_json_value_stays_one(value: Json, shown: Json) -> None:
     assert Redactor([*secrets, "pässwörd".encode()]).json(value) == shown
 
 
+def test_a_json_value_is_searched_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that looked for hundreds of secrets in each of its thousands of values would stand still meanwhile."""
+    searched, really = [], Redactor._mask
+
+    def counting(redactor: Redactor, data: bytes, cut: int, masked: int) -> tuple[bytes, int]:
+        searched.append(len(data))
+        return really(redactor, data, cut, masked)
+
+    monkeypatch.setattr(Redactor, "_mask", counting)
+    value: Json = {"list": [*range(9999), "a hunter22", None, True], "hunter22": 5}
+    shown = Redactor([b"hunter22"]).json(value)
+    assert shown == {"list": [*range(9999), "a ********", None, True], "********": 5}
+    assert len(searched) == 1
+
+
 def test_a_text_that_is_cut_does_not_end_in_the_beginning_of_a_secret() -> None:
     redactor = Redactor([b"hunter22"])
     assert redactor.beginning(b"xxxx hunter22", 8) == "xxxx "

@@ -78,7 +78,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(name="cgroups", detail=f"version {info.cgroup_version}")
         if engine_is_here(settings.engine.url, info.root):
             yield _disk("engine disk", info.root, f"the engine's folder, {info.root}", settings.capacity.disk_free)
-        stacks = [_stack(listed) for listed in await list_stacks(settings)]
+        stacks = [_stack(listed) for listed in await list_stacks(settings, info.runtimes)]
     except EngineError as error:
         yield Finding(name="engine", detail=f"{error}; is it up, and is engine.url right?", remedy=Remedy.SERVICE)
         return

@@ -124,6 +124,7 @@ class Watch:
     tell: Callable[[bool], None] = lambda _: None
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _misses: dict[str, int] = field(default_factory=dict)
+    _looks: int = -1
 
     def engine_returned(self) -> None:
         """Whatever was proven has to be proven again."""
@@ -140,6 +141,7 @@ class Watch:
     async def look(self) -> None:
         """Probe every network once."""
         self.gate.reread()
+        self._looks += 1
         async with asyncio.TaskGroup() as tasks:
             for made in self.gate.networks:
                 tasks.create_task(self._look_at(made))
@@ -179,15 +181,27 @@ class Watch:
         url = urlsplit(self.settings.engine.url)
         targets: list[Target] = []
 
-        def words(neighbour: IPv4Address) -> list[str]:
-            port = None if url.scheme == "unix" else url.port
-            here, here_6 = outward_address(), outward_address_6()
-            targets.extend(
-                targets_on(made.segment, record, neighbour=neighbour, host=here, host_6=here_6, engine_port=port)
+        def words(neighbour: IPv4Address, beside: IPv4Address | None) -> list[str]:
+            found = targets_on(
+                made.segment,
+                record,
+                neighbour=neighbour,
+                beside=beside,
+                host=outward_address(),
+                host_6=outward_address_6(),
+                engine_port=None if url.scheme == "unix" else url.port,
             )
+            targets.extend(found)
             return [target.word for target in targets]
 
-        return judge(targets, await self.probes.run(made.name, IMAGE, words))
+        return judge(targets, await self.probes.run(made.name, IMAGE, words, self._beside(made, record)))
+
+    def _beside(self, made: Made, record: Record) -> str | None:
+        """The network whose containers are tried from this one: each time another, so that all are in the end."""
+        names = [each.name for each in record.networks]
+        place = names.index(made.name)
+        others = names[place + 1 :] + names[:place]
+        return others[self._looks % len(others)] if others else None
 
     def _conclude(self, network: str, proof: Proof) -> None:
         was_proven = self.gate.proven(network)

@@ -115,9 +115,10 @@ async def _claimed(folder: Path) -> frozenset[str]:
     return frozenset(claim.record.choices.stack.image for claim in claims if claim.record.choices is not None)
 
 
-async def list_stacks(settings: Settings) -> Sequence[Listed]:
-    """All stacks, each with what it is now or its fault. Raises `EngineError`."""
+async def list_stacks(settings: Settings, runtimes: frozenset[str]) -> Sequence[Listed]:
+    """All stacks, each with what it is now or its fault on an engine with these runtimes. Raises `EngineError`."""
     async with open_stock(settings) as stock:
+        stock.catalog.engine_has(runtimes)
         return await stock.catalog.list()
 
 

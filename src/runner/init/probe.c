@@ -179,6 +179,25 @@ static void try_connections(uint32_t count)
         probes[i].connection = answers[i];
 }
 
+/* Whether any interface but the loopback has an IPv6 address: whoever has one reaches its neighbours by theirs. */
+static int has_ipv6(void)
+{
+    char text[4096], *end = text, *word = text; /* loopback has a single line, of some 60 bytes */
+    long fd = sys(NR_OPENAT, AT_FDCWD, (long)"/proc/net/if_inet6", O_CLOEXEC, 0, 0);
+    if (fd == -ENOENT)
+        return 0; /* a kernel without IPv6 */
+    long got = fd < 0 ? fd : sys(NR_READ, (int)fd, (long)text, sizeof text, 0, 0);
+    if (got < 0)
+        refuse("runner-init: /proc/net/if_inet6 cannot be read\n");
+    for (; end < text + got; end++) { /* a line ends with the interface's name */
+        if (*end == ' ')
+            word = end + 1;
+        if (*end == '\n' && (end - word != 2 || word[0] != 'l' || word[1] != 'o'))
+            return 1;
+    }
+    return 0;
+}
+
 static void say(const char *text)
 {
     write_all(1, text, length_of(text));
@@ -203,5 +222,6 @@ static _Noreturn void probe(const char *const *words, uint32_t count)
         say(told[probes[i].connection]);
         say("\n");
     }
+    say(has_ipv6() ? "ipv6 here\n" : "ipv6 none\n");
     leave(0);
 }

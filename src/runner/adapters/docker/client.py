@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiodocker
 import aiohttp
 
-from runner.adapters.docker.attachment import Attachment
+from runner.adapters.docker.attachment import Attachment, read_in_turn
 from runner.adapters.docker.frames import FrameParser
 from runner.adapters.docker.observer import EngineObserver
 from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
@@ -166,6 +166,8 @@ class EngineClient:
         """
         request = partial(self._open_log, container, follow=follow)
         response = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        if response.connection is not None and response.connection.transport is not None:
+            read_in_turn(response.connection.transport)
         frames, pause = FrameParser(), None if follow else self.limits[Operation.LOGS].total_seconds()
         try:
             while True:

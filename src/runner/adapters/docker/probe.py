@@ -1,8 +1,10 @@
-"""Two containers of ours on a network: one that tries what it can reach, and a neighbour for it to find."""
+"""Containers of ours on a network: one that tries what it can reach, and neighbours for it to find."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import AddressValueError, IPv4Address
 from secrets import token_hex
@@ -12,14 +14,22 @@ from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import Site, probe_body
 from runner.adapters.docker.removal import Removal
-from runner.errors import EngineError
+from runner.errors import EngineError, EngineGone, StartError
+
+_LOG = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(seconds=60)
 _CLEAR = timedelta(seconds=60)
 """How long they are waited for to be gone; the sweep removes what is left."""
 
-Words = Callable[[IPv4Address], Sequence[str]]
-"""What to try, given the neighbour's address; see `init/probe.c`."""
+Words = Callable[[IPv4Address, IPv4Address | None], Sequence[str]]
+"""What to try, given the addresses of the neighbour, and of one beside the network; see `init/probe.c`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbour:
+    container: str
+    address: IPv4Address
 
 
 class Probes:
@@ -36,23 +46,44 @@ class Probes:
         """The containers of the probes that go on."""
         return frozenset(self._names)
 
-    async def run(self, network: str, image: str, words: Words) -> str:
-        """What the probe told; nothing is left of it. `image` may be empty. Raises `EngineError` and its kin."""
+    async def run(self, network: str, image: str, words: Words, beside: str | None = None) -> str:
+        """What the probe told; nothing is left of it. `image` may be empty. Raises `EngineError` and its kin.
+
+        `beside` is another network, whose containers are tried, too, unless there can be none.
+        """
         name = f"probe-{self._site.worker}-{token_hex(4)}"
         try:
             async with asyncio.timeout(_PATIENCE.total_seconds()), AsyncExitStack() as stack:
-                neighbour = await self._start(stack, f"{name}-neighbour", network, image, ())
-                address = _address_on(network, await self._client.inspect(neighbour))
-                prober = await self._start(stack, name, network, image, ("probe", *words(address)))
+                neighbour = await self._neighbour(stack, f"{name}-neighbour", network, image)
+                other = await self._beside(stack, f"{name}-beside", beside, image)
+                tried = words(neighbour.address, other.address if other else None)
+                prober = await self._start(stack, name, network, image, ("probe", *tried))
                 while not await self._client.wait(prober):
                     pass
                 told = bytearray()
                 await self._client.read_log(prober, lambda _, data: told.extend(data), follow=False)
-                if not _runs(await self._client.inspect(neighbour)):  # nobody being there would be silent, too
-                    raise EngineError(f"the neighbour in a probe of {network} ended before the probe did")
+                for each in filter(None, (neighbour, other)):  # nobody being there would be silent, too
+                    if not _runs(await self._client.inspect(each.container)):
+                        raise EngineError(f"the neighbour in a probe of {network} ended before the probe did")
                 return told.decode(errors="replace")
         except TimeoutError:
             raise EngineError(f"a probe of {network} did not end within {_PATIENCE.total_seconds():.0f} s") from None
+
+    async def _neighbour(self, stack: AsyncExitStack, name: str, network: str, image: str) -> _Neighbour:
+        container = await self._start(stack, name, network, image, ())
+        return _Neighbour(container, _address_on(network, await self._client.inspect(container)))
+
+    async def _beside(self, stack: AsyncExitStack, name: str, network: str | None, image: str) -> _Neighbour | None:
+        """A network on which nothing can be started has a probe of its own, which says so; this one goes on."""
+        if network is None:
+            return None
+        try:
+            return await self._neighbour(stack, name, network, image)
+        except EngineGone:
+            raise
+        except (EngineError, StartError) as error:
+            _LOG.warning("a network has no container to be probed", extra={"network": network, "problem": str(error)})
+            return None
 
     async def _start(self, stack: AsyncExitStack, name: str, network: str, image: str, words: Sequence[str]) -> str:
         """A container that runs, and is removed with the stack; its id."""

@@ -20,6 +20,9 @@ _METADATA_6 = IPv6Address("fd00:ec2::254")
 """One cloud has it over IPv6, too."""
 _ANYWHERE = tuple(IPv4Address(text) for text in ("192.0.2.77", "198.51.100.77", "203.0.113.77"))
 """Public addresses that nobody has (RFC 5737)."""
+_HAS_IPV6, _NO_IPV6 = "ipv6 here", "ipv6 none"
+_LINK_6 = "whoever is on the same link, over IPv6,"
+"""Its addresses need not be tried: a container that has none of its own cannot send there."""
 _DNS, _HTTP, _HTTPS, _DISCARD = 53, 80, 443, 9
 
 
@@ -75,16 +78,18 @@ def targets_on(
     record: Record,
     *,
     neighbour: IPv4Address,
+    beside: IPv4Address | None,
     host: IPv4Address | None,
     host_6: IPv6Address | None,
     engine_port: int | None,
 ) -> tuple[Target, ...]:
     """What to try from a container on that network.
 
-    `neighbour` is another container there, `host` and `host_6` this machine's addresses towards the internet,
-    `engine_port` where the engine listens for TCP.
+    `neighbour` is another container there, `beside` one on another network of ours, `host` and `host_6` this machine's
+    addresses towards the internet, `engine_port` where the engine listens for TCP.
     """
-    return (*_targets(segment, record, neighbour, host, engine_port), *_targets_6(host_6))
+    others = () if beside is None else (Target(what="a container on another network", address=beside, port=_DISCARD),)
+    return (*_targets(segment, record, neighbour, host, engine_port), *others, *_targets_6(host_6))
 
 
 def _targets(
@@ -116,8 +121,10 @@ def _targets_6(host: IPv6Address | None) -> Iterator[Target]:
 
 def judge(targets: Sequence[Target], told: str) -> Proof:
     """What the probe's lines prove. A target that no line tells of is unproven."""
-    heard = {words[0]: (words[1], words[2]) for line in told.splitlines() if len(words := line.split()) == 3}  # noqa: PLR2004
-    reached, unproven = [], []
+    lines = told.splitlines()
+    heard = {words[0]: (words[1], words[2]) for line in lines if len(words := line.split()) == 3}  # noqa: PLR2004
+    reached = [_LINK_6] if _HAS_IPV6 in lines else []
+    unproven = [] if reached or _NO_IPV6 in lines else [_LINK_6]
     for target in targets:
         datagram, connection = heard.get(target.word.lstrip("+"), (None, None))
         name = str(target)
