@@ -1,6 +1,6 @@
 """The hijacked connection to a container's three standard streams."""
 
-from asyncio import BaseTransport
+import asyncio
 from collections.abc import Callable
 
 import aiohttp
@@ -16,16 +16,12 @@ To look for 256 secrets in it takes half a millisecond; sixty such floods delay 
 """
 
 
-def read_in_turn(transport: BaseTransport) -> None:
-    """Have the event loop receive no more than `READ_BYTES` at once; it takes up to 256 KiB otherwise."""
-    transport.max_size = READ_BYTES  # type: ignore[attr-defined] # of all transports of asyncio's own loop
-
-
 class Attachment:
     """Hands the container's output on as it arrives, and takes its input.
 
-    Output is handled where the event loop receives it, without a task and without ever pausing the connection: a
-    container whose output is not read stands still. The end of the stream says nothing about the container's end.
+    Output is handled where the event loop receives it, without a task; much of it in small parts, and the connection
+    is paused until all is handled. Nothing else pauses it: a container whose output is not read stands still. The end
+    of the stream says nothing about the container's end.
     """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
@@ -35,11 +31,12 @@ class Attachment:
             raise EngineError(f"the engine did not hand over the container's streams (HTTP {response.status})")
         self._response = response
         self._transport = connection.transport
-        read_in_turn(self._transport)
         self._frames = FrameParser()
         self._on_data: Callable[[int, bytes], None] | None = None
         self._on_end: Callable[[], None] | None = None
         self._ended = False
+        self._waiting = bytearray()
+        self._broken_off = False
         protocol = connection.protocol
         if protocol is None:  # closed between the answer and now
             self._ended = True
@@ -66,19 +63,42 @@ class Attachment:
     def close(self) -> None:
         """Let go of the connection: input that was not read is dropped, and the stream has ended. May be repeated."""
         self._on_data = None
+        self._waiting.clear()
         self._transport.abort()
         self._response.close()
         self.feed_eof()
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Called by the HTTP library with each chunk received."""
-        for stream, piece in self._frames.feed(data):
-            if self._on_data is not None:
-                self._on_data(stream, piece)
+        """Called by the HTTP library with each chunk received, of up to 256 KiB."""
+        idle = not self._waiting
+        self._waiting += data
+        if idle:
+            self._handle()
+            if self._waiting and not self._transport.is_closing():
+                self._transport.pause_reading()
         return False, b""
 
     def feed_eof(self) -> None:
         """Called by the HTTP library when the connection is gone, for whatever reason."""
+        self._broken_off = True
+        if not self._waiting:
+            self._end()
+
+    def _handle(self) -> None:
+        """Hand on a little of what waits; the rest once everybody else has had a turn."""
+        part = bytes(self._waiting[:READ_BYTES])
+        del self._waiting[:READ_BYTES]
+        for stream, piece in self._frames.feed(part):
+            if self._on_data is not None:
+                self._on_data(stream, piece)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._handle)
+        elif self._broken_off:
+            self._end()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _end(self) -> None:
         if not self._ended:
             self._ended = True
             if self._on_end is not None:

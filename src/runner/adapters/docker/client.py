@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiodocker
 import aiohttp
 
-from runner.adapters.docker.attachment import Attachment, read_in_turn
+from runner.adapters.docker.attachment import READ_BYTES, Attachment
 from runner.adapters.docker.frames import FrameParser
 from runner.adapters.docker.observer import EngineObserver
 from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
@@ -166,8 +166,6 @@ class EngineClient:
         """
         request = partial(self._open_log, container, follow=follow)
         response = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-        if response.connection is not None and response.connection.transport is not None:
-            read_in_turn(response.connection.transport)
         frames, pause = FrameParser(), None if follow else self.limits[Operation.LOGS].total_seconds()
         try:
             while True:
@@ -175,8 +173,10 @@ class EngineClient:
                     chunk = await response.content.readany()
                 if not chunk:
                     return
-                for stream, pieces in groupby(frames.feed(chunk), key=itemgetter(0)):
-                    take(stream, b"".join(piece for _, piece in pieces))
+                for at in range(0, len(chunk), READ_BYTES):
+                    for stream, pieces in groupby(frames.feed(chunk[at : at + READ_BYTES]), key=itemgetter(0)):
+                        take(stream, b"".join(piece for _, piece in pieces))
+                    await asyncio.sleep(0)  # others have their turn
         except (aiohttp.ClientError, OSError) as error:
             raise EngineGone(f"the engine broke off a container's log: {error!r}") from error
         finally:
