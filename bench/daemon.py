@@ -13,11 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 from secrets import randbelow, token_hex
 
+import aio_pika
 import aiohttp
 from scripts.devservices.process import log_tail
 
 from bench.crowd import TENANT, Crowd, open_crowd
 from bench.subject import HI, Run, Site, since
+from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.topology import describe_topology, job_queues
 from runner.client import Client
 
 STACK = "bench"
@@ -124,6 +127,21 @@ async def runner(site: Site, name: str, *, warm: int, **settings: str) -> AsyncI
     finally:
         process.terminate()
         await process.wait()
+        await erase(site.broker, word)
+
+
+async def erase(broker: str, namespace: str) -> None:
+    """Remove a namespace, and what its worker of the same name has declared, from the broker."""
+    names = Names(namespace)
+    topology = describe_topology(names, job_queues(["default"], ()))
+    own = [names.worker_lease(namespace), names.worker_control(namespace), names.worker_superseded(namespace)]
+    connection = await aio_pika.connect(broker)
+    async with connection:
+        channel = await connection.channel()
+        for queue in [*own, *(queue.name for queue in topology.queues)]:
+            await channel.queue_delete(queue)
+        for exchange in topology.exchanges:
+            await channel.exchange_delete(exchange.name)
 
 
 async def _until_ready(port: int, log: Path) -> None:
