@@ -762,7 +762,7 @@ async def test_what_runs_goes_on_while_a_worker_pauses() -> None:
 async def test_a_running_job_is_cancelled() -> None:
     house = House()
     async with at_work(house) as worker:
-        job = make_job("a", command=RUNS)
+        job = make_job("a", command=RUNS, limits=LimitsRequest(grace=timedelta(hours=1)))
         delivery = house.put(job)
         await until(lambda: house.runs("a"))
         worker.cancel(job.key, "wrong input")
