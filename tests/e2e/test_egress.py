@@ -399,21 +399,25 @@ async def test_without_rules_no_job_reaches_out_until_they_are_back(reach: Reach
     (await reach.submitter.run(["true"], stack="reaching")).ended("succeeded", exit_code=0)
 
 
-async def test_a_single_door_that_is_open_is_found(reach: Reach) -> None:
-    door = "another network"
+@pytest.mark.parametrize("door", ["another network", "over IPv6"])
+async def test_a_single_door_that_is_open_is_found(reach: Reach, door: str) -> None:
     operator, daemon, record = reach.operator, reach.daemon, reach.operator.site.state_dir / "egress.json"
     made = RecordFile(operator.site.state_dir).read()
     assert made is not None
-    async with opened_between(operator, made):
+    async with opened_between(operator, made) if door == "another network" else opened_to_ipv6(operator, made):
         os.utime(record)
 
         async def is_found() -> bool:
             return any(door in why for why in whys(daemon))
 
+        async def is_shut() -> bool:
+            return not await is_proven(daemon)
+
         await eventually(is_found, f"the probe finds the open door: {door}")
-        (found,) = (why for why in whys(daemon) if door in why)
-        assert found.endswith("can be reached")
-        assert "," not in found.removesuffix(", can be reached").replace("link, over", "link over")  # nothing else
+        await eventually(is_shut, "no job reaches out any more")
+        for found in (why for why in whys(daemon) if door in why):
+            assert found.endswith("can be reached")
+            assert "," not in found.removesuffix(", can be reached").replace("link, over", "link over")  # nothing else
     await operator.apply()
     os.utime(record)
     await eventually(partial(is_proven, daemon), "the networks are proven again")
@@ -435,3 +439,24 @@ async def opened_between(operator: Operator, made: Record) -> AsyncIterator[None
         yield
     finally:
         operator.machine.run("iptables", "-D", "FORWARD", "-j", "ACCEPT")
+
+
+@asynccontextmanager
+async def opened_to_ipv6(operator: Operator, made: Record) -> AsyncIterator[None]:
+    """Make a network anew whose containers have IPv6 addresses; `apply` replaces it."""
+    wide = next(each for each in made.networks if each.segment.allow is None)
+    async with aiodocker.Docker(url=operator.site.engine) as docker:
+        network = await docker.networks.get(wide.name)
+        said = await network.show()
+
+        async def is_gone() -> bool:
+            with suppress(aiodocker.DockerError):  # a probe may be there just now
+                await network.delete()
+                return True
+            return False
+
+        await eventually(is_gone, "the network is removed")
+        ipam = {**said["IPAM"], "Config": [*said["IPAM"]["Config"], {"Subnet": "fd00:7::/64"}]}
+        body = {name: said[name] for name in ("Name", "Driver", "Options", "Labels")}
+        await docker.networks.create({**body, "EnableIPv6": True, "IPAM": ipam})
+    yield
