@@ -12,6 +12,8 @@ from datetime import timedelta
 
 _AT_LEAST = 1.0
 """Seconds that a running job counts for at least."""
+_TOGETHER = 1.0
+"""Seconds within which the ends of one tenant's jobs are remembered, and forgotten, as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +54,14 @@ class Fairness:
         if running is None:
             return
         spent = running.spent(now) if cpu_seconds is None else cpu_seconds
-        self._ended.append((now, running.tenant, spent))
+        self._forget(now)  # nobody may ever ask
         self._spent[running.tenant] = self._spent.get(running.tenant, 0.0) + spent
+        if self._ended:
+            at, tenant, earlier = self._ended[-1]
+            if tenant == running.tenant and now - at < _TOGETHER:
+                self._ended[-1] = (at, tenant, earlier + spent)
+                return
+        self._ended.append((now, running.tenant, spent))
 
     def debt(self, tenant: str, now: float) -> float:
         """CPU seconds that the tenant spent in the window, by its weight. The least goes first."""

@@ -30,6 +30,16 @@ def test_what_was_spent_is_forgotten() -> None:
     assert fairness.debt("acme", now=611) == 0
 
 
+def test_what_is_remembered_is_bounded_though_nobody_asks() -> None:
+    fairness = Fairness({})
+    for number in range(20_000):
+        fairness.started("1", "acme", cpus=1, now=number / 10)
+        fairness.ended("1", cpu_seconds=1, now=number / 10)
+    assert len(fairness._ended) <= 601
+    assert fairness._spent == {"acme": fairness.debt("acme", now=number / 10)}
+    assert abs(fairness.debt("acme", now=number / 10) - 6000) <= 10
+
+
 def test_a_cap_can_change_while_jobs_run() -> None:
     fairness = Fairness({"acme": Share(max_running=2)})
     fairness.started("1", "acme", cpus=1, now=0)
