@@ -149,10 +149,13 @@ async def kill(place: Place, pinned: list[Pinned]) -> None:
 
 
 async def restart(place: Place, pinned: list[Pinned]) -> None:
+    dockerd = place.engine.process
+    assert dockerd is not None
     place.proxy.refuse()
+    await dockerd.end(grace=60)  # cleanly, as a service manager does
     for each in pinned:
         each.lose()
-    await place.engine.restart()
+    await place.engine.start()
     await place.proxy.accept()
 
 
