@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 
 _RECENT = timedelta(seconds=60)
 _REGULAR = 6
@@ -15,6 +16,9 @@ _REGULAR = 6
 _PER_READY = 10
 """Recent jobs for each container that is kept ready: those of six seconds."""
 _MOST_OF_A_KIND = 32
+_LULL = 0.25
+_LONGEST_BURST = 1.0
+"""Seconds: where that much passes without a job a burst is over; one that lasts longer is the usual run of things."""
 _FIRST_PAUSE = 10.0
 _LONGEST_PAUSE = 300.0
 
@@ -25,15 +29,24 @@ class Warmth:
 
     most: int
     _starts: dict[str, deque[float]] = field(default_factory=dict)
+    _burst: float = -inf
+    _last: float = -inf
 
     def started(self, kind: str, now: float) -> None:
         """A job came that a container of that kind serves, or would have served."""
+        if now - self._last > _LULL:
+            self._burst = now
+        self._last = now
         self._starts.setdefault(kind, deque()).append(now)
 
     def recent(self, now: float) -> frozenset[str]:
         """The kinds that jobs came for lately."""
         self._forget(now)
         return frozenset(self._starts)
+
+    def hold_back(self, now: float) -> float:
+        """For how many seconds nothing is to be made: the jobs of a burst need what the making would take."""
+        return max(0.0, min(self._last + _LULL, self._burst + _LONGEST_BURST) - now)
 
     def wanted(self, standing: Mapping[str, int], now: float) -> dict[str, int]:
         """How many of each kind to keep, `standing` ones first; a kind that is not named is not kept."""

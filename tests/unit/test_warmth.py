@@ -1,5 +1,6 @@
 """How many containers wait for jobs: what an operator asks for, and what jobs keep coming for."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,21 @@ def test_the_busiest_kind_comes_first() -> None:
         for _ in range(jobs):
             warmth.started(kind, 0.0)
     assert warmth.wanted({}, now=1.0) == {"b": 4, "a": 1}
+
+
+def test_nothing_is_made_during_a_burst_unless_it_goes_on_and_on() -> None:
+    warmth = Warmth(8)
+    assert warmth.hold_back(now=0.0) == 0.0
+    warmth.started("a", 10.0)
+    assert warmth.hold_back(now=10.0) == 0.25
+    assert warmth.hold_back(now=10.3) == 0.0
+    for tenth in range(200, 210):
+        warmth.started("a", tenth / 10)
+    assert warmth.hold_back(now=20.9) == pytest.approx(0.1), "a second after the first"
+    warmth.started("a", 21.1)
+    assert warmth.hold_back(now=21.1) == 0.0, "this is no burst any more"
+    warmth.started("a", 22.0)
+    assert warmth.hold_back(now=22.0) == 0.25
 
 
 def test_a_kind_that_fails_is_left_alone_longer_each_time_until_it_serves() -> None:

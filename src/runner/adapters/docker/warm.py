@@ -130,6 +130,7 @@ class WarmPool:
         self._open = True
         try:
             while True:
+                await self._until_calm()
                 try:
                     standing = await ask()
                 except RunnerError as error:
@@ -141,6 +142,11 @@ class WarmPool:
         finally:
             self._open = False
             self._discard_all()
+
+    async def _until_calm(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (pause := self._warmth.hold_back(loop.time())) > 0:  # noqa: ASYNC110 - it waits for nothing but time
+            await asyncio.sleep(pause)
 
     async def _until_changed(self, pause: float) -> None:
         try:
