@@ -125,6 +125,47 @@ def test_what_was_full(places: tuple[Place, ...], sentence: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("end", "peak", "by_host"),
+    [
+        (Exit(signal=9, oom_kills=1), 71 * MIB, True),
+        (Exit(code=1, oom_kills=1), 71 * MIB, True),
+        (Exit(signal=9, oom_kills=1), 72 * MIB, False),
+        (Exit(signal=9, oom_kills=1), 80 * MIB, False),
+        (Exit(signal=9, oom_kills=1), None, False),  # the host cannot tell
+        (Exit(signal=9), 5 * MIB, False),
+        (Exit(code=0, oom_kills=1), 5 * MIB, False),  # it coped
+        (Exit(exec_errno=2, oom_kills=1), 5 * MIB, False),
+    ],
+)
+def test_a_job_that_was_not_near_its_limit_was_killed_by_its_host(
+    end: Exit, peak: int | None, *, by_host: bool
+) -> None:
+    end = replace(end, usage=Usage(memory_peak_bytes=peak))
+    assert ending.killed_by_host(end, Bytes(80 * MIB)) is by_host
+
+
+@pytest.mark.parametrize(
+    ("work", "output", "progress", "disk", "sentence"),
+    [
+        (45, 40, 0, DISK, "/work, /job/output, /job/progress together held more than 64 MiB"),
+        (0, 50, 50, DISK, "/work, /job/output, /job/progress together held more than 64 MiB"),
+        (1, 50, 65, DISK, "/job/progress held 65 MiB"),
+        (24, 20, 20, DISK, None),
+        (0, 1, 0, Bytes(0), "/job/output held 1 MiB"),
+        (0, 1 / 32, 0, Bytes(0), None),
+    ],
+)
+def test_results_count_as_memory_with_all_other_files(
+    work: int, output: float, progress: int, disk: Bytes, sentence: str | None
+) -> None:
+    taken = {"output": Bytes(int(output * MIB)), "progress": Bytes(progress * MIB)}
+    places = (place("/work", free=(64 - work) * MIB), place("/scratch", total=4 * DISK, free=DISK))
+    end = ending.with_results(Exit(signal=9, oom_kills=1), places, taken, disk)
+    assert end == Exit(signal=9, oom_kills=1, disk_full=sentence)
+    assert ending.with_results(Exit(signal=9), places, taken, disk) == Exit(signal=9)
+
+
+@pytest.mark.parametrize(
     ("scratch", "sentence"),
     [
         (place("/scratch", free=2 * MIB), "/scratch was full (64 MiB)"),

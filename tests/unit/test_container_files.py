@@ -143,6 +143,46 @@ def test_a_job_of_a_life_without_that_place_is_read_where_it_writes(tmp_path: Pa
     assert not before.path.exists()
 
 
+@pytest.mark.parametrize("in_memory", ["elsewhere", None])
+def test_a_job_is_not_read_from_where_it_does_not_write(tmp_path: Path, in_memory: str | None) -> None:
+    began = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results")
+    began.of("warm-1").create()
+    began.of("warm-1").become(began.of("c1"))
+    assert not began.of("c1").out_of_reach
+    now = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / in_memory if in_memory else None).of("c1")
+    assert now.out_of_reach
+    assert not now.on_disk
+    now.remove()
+    assert not now.out_of_reach
+
+
+def test_a_place_that_may_not_be_looked_at_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results").of("c1")
+    folder.create()
+
+    def refused(_path: Path) -> bool:
+        raise PermissionError
+
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "is_dir", refused)
+        assert folder.out_of_reach
+
+
+def test_what_root_makes_in_memory_is_of_whoever_has_to_remove_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Path, int, int, bool]] = []
+
+    def chown(path: Path, user: int, group: int, *, follow_symlinks: bool) -> None:
+        given.append((path, user, group, follow_symlinks))
+
+    monkeypatch.setattr(os, "chown", chown)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    JobFolders(jobs=tmp_path / "jobs", in_memory=tmp_path / "results").of("c1").create()
+    owner = (tmp_path / "results").stat()
+    assert given == [(tmp_path / "results" / "c1", owner.st_uid, owner.st_gid, False)]
+
+
 def test_the_hosts_file_is_there_for_everybody_to_read_whatever_became_of_it(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     before = os.umask(0o077)

@@ -102,15 +102,21 @@ async def test_the_daemons_user_removes_once_what_root_left(tmp_path: Path, monk
         os.utime(folder, (0, 0))
         return await local.clear_killed(load_settings({"RUNNER_WORKER__STATE_DIR": str(tmp_path)}))
 
+    in_memory = tmp_path / "results" / "exec" / folder.name
+    in_memory.mkdir(parents=True)
+    monkeypatch.setattr(local, "place_in_memory", lambda state_dir, *names: state_dir.joinpath("results", *names))
     monkeypatch.setattr(local, "_open", opened)
     with monkeypatch.context() as daemon:
         daemon.setattr(local, "_may_open", lambda _: False)
         assert [await cleared(), await cleared()] == [1, 0]
+    assert not in_memory.exists()
+    in_memory.mkdir()
     assert [(state.name, state == folder) for state in swept] == [("w-exec-7", False)]
     assert local.local_folders(tmp_path) == []
     assert await cleared() == 0  # by root
     assert swept[1:] == [folder]
     assert not folder.exists()
+    assert not in_memory.exists()
 
 
 async def test_images_of_jobs_of_exec_are_in_use_as_well(tmp_path: Path) -> None:

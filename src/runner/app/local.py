@@ -262,19 +262,21 @@ async def clear_killed(settings: Settings) -> int:
                 continue
             with WorkerLock(folder).hold():
                 removed += await _sweep(settings, folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(settings.worker.state_dir, folder)
         except ConfigError:
             continue  # somebody else is at it
     return removed
 
 
 async def _clear_of_root(settings: Settings, folder: Path) -> int:
-    """Remove the containers of a worker that was root's, as the daemon's user. Its files go with root's next `exec`."""
+    """Remove the containers of a worker that was root's, as the daemon's user. What is on disk is left to root."""
     swept = folder / _SWEPT
     if swept.exists():
         return 0
     with tempfile.TemporaryDirectory(prefix="runner-exec-") as state:
         removed = await _sweep(settings, Path(state) / folder.name)
+    if in_memory := _in_memory(settings.worker.state_dir, folder):
+        shutil.rmtree(in_memory, ignore_errors=True)  # nobody else counts that memory
     with suppress(OSError):
         swept.touch()
     return removed

@@ -350,8 +350,8 @@ static struct counter oom_kills[] = {
 };
 static struct counter memory_peak[] = {
     {CGROUP_ROOT "/memory.peak", "", 1, -1},
+    {CGROUP_ROOT "/memory/memory.memsw.max_usage_in_bytes", "", 1, -1}, /* what the host swapped out counts to its limit */
     {CGROUP_ROOT "/memory/memory.max_usage_in_bytes", "", 1, -1},
-    {0, 0, 0, -1},
 };
 enum { CANDIDATES = 3 };
 

@@ -19,9 +19,8 @@ from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone, NeverStarted
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
-from runner.job import OUTPUT_MAX, Bytes, Exit, Limits, Stream, Usage
+from runner.job import Bytes, Exit, Limits, Stream, Usage
 from runner.ports import OnOutput
-from runner.units import format_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -143,6 +142,8 @@ class DockerContainer:
             state = await self._see_out()
             await self._read_rest()
         end = self._with_results(await self._end(state))
+        if end.code == 0 and self._folder.out_of_reach:
+            end = _lost(end, "its results cannot be reached: the place in memory that it wrote them to is gone")
         if self._folder.swollen:
             await asyncio.to_thread(self._folder.trim)  # its removal may take the engine a while
         return end
@@ -157,12 +158,11 @@ class DockerContainer:
 
     def _with_results(self, end: Exit) -> Exit:
         """The end of a job whose output and progress count as its memory, told so where they filled it."""
-        if not end.oom_kills or end.disk_full or self._folder.on_disk:
+        if self._folder.on_disk:
             return end
-        name, size = max(self._folder.taken().items(), key=lambda taken: taken[1], default=("", Bytes(0)))
-        if size <= max(self._limits.disk, OUTPUT_MAX):
-            return end
-        return replace(end, disk_full=f"/job/{name} held {format_size(size)}")
+        report = self._scanner.report
+        filled = report.places if report is not None else ()
+        return ending.with_results(end, filled, self._folder.taken(), self._limits.disk)
 
     async def terminate(self) -> None:
         """Send SIGTERM to all processes of the job. Raises `EngineError` when the engine does not do it."""
@@ -280,6 +280,8 @@ class DockerContainer:
         end = ending.reported(report, disk=self._limits.disk, output=self._folder.output(), complete=self._complete)
         if report.oom_kills is None and end.code != 0:
             end = replace(end, oom_kills=await self._engine_saw_oom())
+        if ending.killed_by_host(end, Bytes(self._limits.memory + self._limits.disk)):
+            return _lost(end, "its worker ran out of memory")
         return await self._held(end, report)
 
     async def _judged(self, state: Mapping[str, Any]) -> Exit:
@@ -349,5 +351,5 @@ class DockerContainer:
         return EngineError(f"the init ended before it started the job: {found['State']}")
 
 
-def _lost(end: Exit) -> Exit:
-    return replace(end, code=None, signal=None, lost="the engine stopped, and the job with it")
+def _lost(end: Exit, why: str = "the engine stopped, and the job with it") -> Exit:
+    return replace(end, code=None, signal=None, lost=why)

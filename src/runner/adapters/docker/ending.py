@@ -3,13 +3,14 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from runner.adapters.docker.config import SCRATCH
 from runner.init.wire import Place, Report
-from runner.job import Bytes, Exit, Usage
+from runner.job import OUTPUT_MAX, Bytes, Exit, Usage
+from runner.units import format_size
 
 SIGNAL_BASE = 128
 _HIGHEST_SIGNAL = 64
@@ -18,6 +19,8 @@ _NEVER_EXECUTED = -1
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGKILL})
 _SOON = timedelta(seconds=30)
 """An engine that stops kills what still runs some 10 s after its SIGTERM."""
+_OWN_LIMIT = 0.9
+"""A job that its own limit killed was a few pages from it: below this part of it, somebody else was short of memory."""
 _NEARLY = 32
 _MOST_LEFT = 4 * _MEBIBYTE
 """A real disk is full for a write that is larger than what is left: up to a 32nd of it, and to this much."""
@@ -79,6 +82,35 @@ def stopped_from_outside(end: Exit, report: Report | None = None) -> bool:
     by_code = end.code is not None and end.code - SIGNAL_BASE in _STOPPING
     was_told = report is not None and report.told_to_end is not None and report.ended - report.told_to_end < _SOON
     return (by_signal or by_code or was_told) and not end.oom_kills
+
+
+def killed_by_host(end: Exit, limit: Bytes) -> bool:
+    """Whether it was the host that was short of memory: the job failed of it and was never near its own limit.
+
+    The kernel counts what it kills for want of memory anywhere, and our jobs are the first to go. Nothing is concluded
+    where the peak is not known; a job that had filled its memory before, if only with cached files, is not told apart.
+    """
+    peak = end.usage.memory_peak_bytes
+    failed = end.code != 0 and end.exec_errno is None
+    return failed and end.oom_kills > 0 and peak is not None and peak < _OWN_LIMIT * limit
+
+
+def with_results(end: Exit, places: Sequence[Place], taken: Mapping[str, Bytes], disk: Bytes) -> Exit:
+    """The end of a job whose results count as its memory, told so where they, or all of its files, filled it.
+
+    `taken` is what each of its results takes of that memory.
+    """
+    if not end.oom_kills or end.disk_full:
+        return end
+    most = max(disk, OUTPUT_MAX)
+    name, size = max(taken.items(), key=lambda each: each[1], default=("", Bytes(0)))
+    if size > most:
+        return replace(end, disk_full=f"/job/{name} held {format_size(size)}")
+    inner = {place.path: place.bytes_total - place.bytes_free for place in places if place.path != SCRATCH}
+    held = inner | {f"/job/{each}": size for each, size in taken.items()}
+    if sum(held.values()) > most:
+        return replace(end, disk_full=f"{', '.join(held)} together held more than {format_size(Bytes(most))}")
+    return end
 
 
 def full_place(places: Sequence[Place], disk: Bytes) -> Full | None:

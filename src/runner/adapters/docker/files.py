@@ -20,8 +20,10 @@ _HOSTS = b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 _BLOCK = 512
 """The unit of st_blocks, see stat(2)."""
 
-
 _WARM = "warm-"
+
+_IN_MEMORY = 0o1755
+"""The mode of a folder whose job writes elsewhere. The bit marks it for later lives: no job can change it."""
 
 
 def folder_of(container: str, worker: str) -> str:
@@ -66,24 +68,30 @@ class JobFolder:
     @property
     def results(self) -> Path:
         """Where the files are that the job may write. It began, maybe, when this worker had no place in memory."""
-        return self.in_memory if self.in_memory is not None and self.in_memory.is_dir() else self.path
+        return self.in_memory if self.in_memory is not None and _is_there(self.in_memory) else self.path
 
     @property
     def on_disk(self) -> bool:
         """Whether those files are on the host's disk, where nothing bounds all of them together."""
-        return self.results == self.path
+        return self.results == self.path and not self._began_in_memory()
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether those files were made in memory, and that place is not there any more, or does not serve us."""
+        return self.results == self.path and self._began_in_memory()
 
     def create(self) -> None:
         """Make the folder and the files that the job may write."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.parent.chmod(0o700)
         self.path.mkdir(mode=0o755)
-        self.path.chmod(0o755)
+        self.path.chmod(0o755 if self.in_memory is None else _IN_MEMORY)
         # Stays empty: in the container a file system lies over it, to which the runtime gives this folder's mode.
         (self.path / SECRETS).mkdir()
         (self.path / SECRETS).chmod(0o700)
         if self.in_memory is not None:
             self.in_memory.mkdir(mode=0o700, parents=True)
+            _give_to_owner_of_parent(self.in_memory)
         for name in (OUTPUT, PROGRESS):
             _write(self.results / name, b"", mode=0o666)
             (self.path / name).touch()  # where the file in memory is mounted
@@ -141,6 +149,11 @@ class JobFolder:
                 with suppress(FileNotFoundError):
                     shutil.rmtree(folder)
 
+    def _began_in_memory(self) -> bool:
+        with suppress(OSError):
+            return bool(os.lstat(self.path).st_mode & stat.S_ISVTX)
+        return False
+
     def _place(self, name: str) -> str:
         """Where one of those files is. Found out once: hundreds of jobs are looked at every second."""
         if self._found is None:
@@ -185,6 +198,19 @@ class JobFolders:
 def _write(path: Path, data: bytes, *, mode: int) -> None:
     path.write_bytes(data)
     path.chmod(mode)
+
+
+def _is_there(folder: Path) -> bool:
+    with suppress(OSError):  # where it may not be looked at, it serves no more than if it were not there
+        return folder.is_dir()
+    return False
+
+
+def _give_to_owner_of_parent(folder: Path) -> None:
+    """See that the daemon's user can remove what a worker of root leaves in memory."""
+    if os.geteuid() == 0:
+        owner = folder.parent.stat()
+        os.chown(folder, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _link(source: Path, target: Path) -> None:
