@@ -15,6 +15,7 @@ from runner.adapters.journal import open_journal
 from runner.app import local
 from runner.app.local import _ended_in_time, _killed, _only
 from runner.app.stacks import claimed_images
+from runner.errors import ConfigError
 from runner.job import Choices
 from runner.ports import ClaimRecord
 from runner.settings import Settings, load_settings
@@ -136,3 +137,28 @@ async def test_images_of_jobs_of_exec_are_in_use_as_well(tmp_path: Path) -> None
                 )
             )
     assert await claimed_images(tmp_path) == {"sha256:daemons", "sha256:ours"}
+
+
+async def test_the_journal_that_root_makes_is_read_by_the_daemons_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Path, int, int]] = []
+
+    def fchown(descriptor: int, uid: int, gid: int) -> None:
+        given.append((Path(f"/proc/self/fd/{descriptor}").readlink(), uid, gid))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", fchown)
+    folder = tmp_path / "exec" / "w-exec-1"
+    async with open_journal(folder, lambda: datetime.now(UTC)):
+        owner = folder.stat()
+        assert given == [(folder / "journal.db", owner.st_uid, owner.st_gid)]
+
+    other = tmp_path / "exec" / "w-exec-2"
+    other.mkdir()
+    (other / "journal.db").symlink_to(tmp_path / "target")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        async with open_journal(other, lambda: datetime.now(UTC)):
+            pass
+    assert not (tmp_path / "target").exists()
+    assert len(given) == 1

@@ -25,6 +25,7 @@ def test_each_stands_on_a_base_and_names_the_public_one_for_it(name: str) -> Non
     froms = [line for line in lines if line.startswith("FROM ")]
     if froms == ["FROM scratch"]:
         assert (STACKS / name / "prepare").exists()
+        assert any(line.startswith("# From a public base image instead: FROM ") for line in lines)
         return
     release = named_base("\n".join(lines))
     assert release in {"bookworm", "trixie"}

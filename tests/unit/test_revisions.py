@@ -2,7 +2,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -73,6 +73,8 @@ class World:
     ledger: Ledger
     shelf: Shelf
     claimed: set[str] = field(default_factory=set)
+    looks: list[Callable[[], None]] = field(default_factory=list)
+    """What happens when `prune` asks for the journals: the first time, the second time, and so on."""
 
     @property
     def switch(self) -> Switch:
@@ -94,6 +96,8 @@ class World:
 
     async def prune(self, most: int = 0, *, dry: bool = False) -> Pruned:
         async def in_use() -> frozenset[str]:
+            if self.looks:
+                self.looks.pop(0)()
             return frozenset(self.claimed)
 
         pruning = Pruning(ledger=self.ledger, images=self.shelf, in_use=in_use, most=Bytes(most * MB))
@@ -269,8 +273,20 @@ async def test_the_least_recently_used_goes_first_until_the_rest_fits(world: Wor
 async def test_what_somebody_else_tagged_is_left_alone(world: World) -> None:
     image = world.add("py", "mine")
     world.shelf.named |= {"runner/py:theirs": image, "runner/other:rev": image}
+    world.shelf.layers_of["sha256:other"] = {"other": 10 * MB}
+    world.shelf.named["runner/py:unknown"] = "sha256:other"
+    assert await world.pruned() == []  # without its record it would take as much disk, and be counted as freed
+    assert len(world.shelf.named) == 4
+    del world.shelf.named["runner/py:theirs"], world.shelf.named["runner/other:rev"]
     assert await world.pruned() == ["mine"]
-    assert sorted(world.shelf.named) == ["runner/other:rev", "runner/py:theirs"]
+    assert sorted(world.shelf.named) == ["runner/py:unknown"]
+
+
+async def test_what_failed_is_forgotten_even_if_somebody_else_tagged_it(world: World) -> None:
+    image = world.add("py", "failed", State.FAILED)
+    world.shelf.named["runner/py:theirs"] = image
+    assert await world.pruned(1000) == ["failed"]
+    assert sorted(world.shelf.named) == ["runner/py:theirs"]
 
 
 async def test_a_dry_run_tells_the_same_and_removes_nothing(world: World) -> None:
@@ -384,7 +400,8 @@ async def test_what_is_of_no_use_goes_even_if_there_is_room(world: World) -> Non
     world.add("py", "fine")
     world.add("py", "failed", State.FAILED)
     world.add("py", "broken_off", State.TESTING)
-    world.add("py", "half_gone", State.RETIRED)
+    del world.shelf.layers_of[world.add("py", "half_gone", State.RETIRED)]
+    del world.shelf.named["runner/py:half_gone"]
     now = Record(revision="now", image="sha256:py-now", state=State.TESTING, built=datetime.now(UTC))
     world.add("py", "now")
     world.ledger.write("py", now)
@@ -426,3 +443,69 @@ async def test_what_the_engine_will_not_remove_stays_ready(world: World) -> None
     world.shelf.remove = refuse  # type: ignore[method-assign]
     assert await world.pruned() == []
     assert world.ledger.record("py", "one") == Record(revision="one", image=image, state=State.READY, built=LONG_AGO)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineGone("no answer"), ConfigError("no journal"), asyncio.CancelledError()],
+    ids=lambda e: type(e).__name__,
+)
+async def test_a_look_that_fails_leaves_the_revision_as_it_was(world: World, error: BaseException) -> None:
+    world.add("py", "one")
+    record = world.ledger.record("py", "one")
+
+    def fail() -> None:
+        told = world.ledger.record("py", "one")
+        assert told is not None
+        assert told.state is State.RETIRED
+        raise error
+
+    world.looks = [lambda: None, fail]
+    with pytest.raises(type(error)):
+        await world.prune()
+    assert world.ledger.record("py", "one") == record
+    assert await world.switch.use("py", "one") == Pointer(current="one")
+
+
+async def test_what_a_killed_prune_had_retired_is_ready_again(world: World) -> None:
+    for name in ("idle", "held"):
+        world.add("py", name, State.RETIRED)
+    world.shelf.held.add("sha256:py-held")
+    dry = await world.prune(1000, dry=True)
+    assert dry.removed == ()
+    assert {record.state for record in world.ledger.records("py")} == {State.RETIRED}
+    assert await world.pruned(1000) == []
+    assert {record.state for record in world.ledger.records("py")} == {State.READY}
+    assert await world.pruned() == ["idle"]
+
+
+async def test_nobody_waits_for_the_engine_to_tell_what_is_in_use(world: World) -> None:
+    world.add("py", "old")
+    world.add("py", "one")
+    world.ledger.point("py", Pointer(current="other"))
+    world.ledger.use("py", "one")
+    used, asked = world.shelf.used, []
+
+    async def slow() -> frozenset[str]:
+        async with asyncio.timeout(10):
+            asked.append(await world.switch.use("py", "one"))
+        return await used()
+
+    world.shelf.used = slow  # type: ignore[method-assign]
+    assert await world.pruned() == ["old"]
+    assert len(asked) == 2
+
+
+async def test_what_became_current_since_the_first_look_stays(world: World) -> None:
+    world.add("py", "one")
+    world.looks = [lambda: world.ledger.point("py", Pointer(current="one"))]
+    states: list[State] = []
+    write = world.ledger.write
+
+    def noted(stack: str, record: Record) -> None:
+        states.append(record.state)
+        write(stack, record)
+
+    world.ledger.write = noted  # type: ignore[method-assign]
+    assert await world.pruned() == []
+    assert states == []

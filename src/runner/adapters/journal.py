@@ -224,14 +224,29 @@ async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIte
     path = state_dir / _FILE
     with _faults_of(path):
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its other files the modes of this one.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _make(path)
     async with aiosqlite.connect(path, isolation_level=None) as database:
         with _faults_of(path):
             await _prepare(database, path)
         journal = SqliteJournal(database, now)
         await journal.prune()
         yield journal
+
+
+def _make(path: Path) -> None:
+    """Have a file there; SQLite gives its other files the owner and the modes of this one.
+
+    What root makes belongs to whom the folder belongs to, the daemon's user: `prune` reads it. Root follows no link
+    which that user could have put there.
+    """
+    root = os.geteuid() == 0
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_NOFOLLOW if root else 0), 0o600)
+    try:
+        if root:
+            owner = path.parent.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 async def _prepare(database: aiosqlite.Connection, path: Path) -> None:

@@ -83,9 +83,17 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(name="engine", detail=f"{error}; is it up, and is engine.url right?", remedy=Remedy.SERVICE)
         return
     none = f"there is none in {settings.stacks.dir}; put a folder there for each and run: runner stacks build NAME"
-    yield await look_at_registry(settings)
+    yield await _registry(settings)
     for finding in stacks or [Finding(name="stacks", detail=none, remedy=Remedy.CONFIG)]:
         yield finding
+
+
+async def _registry(settings: Settings) -> Finding:
+    """The engine asks the registry, and may fail over it: what else is looked at is told all the same."""
+    try:
+        return await look_at_registry(settings)
+    except EngineError as error:
+        return Finding(name="registry", detail=f"the engine could not ask it: {error}", remedy=Remedy.SERVICE)
 
 
 def _runtimes(settings: Settings, info: EngineInfo) -> Finding:

@@ -21,6 +21,7 @@ from runner.stacks.revisions import Inputs
 _OURS = ("runner-base/", "runner/")
 """How images are called that are made here; in a registry, anybody could have that name."""
 _REVISION_LENGTH = 12
+_DOCKERFILE = "Dockerfile"
 
 
 class BuiltImages(Protocol):
@@ -58,7 +59,8 @@ async def build(folder: Path, images: BuiltImages, say: Say, *, fresh: bool = Fa
     with tempfile.TemporaryDirectory(prefix="runner-build-") as prepared, tempfile.TemporaryFile() as context:
         await prepare(folder, Path(prepared), say)
         await asyncio.to_thread(pack, folder, Path(prepared), context)
-        inputs, named = await _inputs(folder, file, context), _named(folder)
+        dockerfile = _dockerfile(folder, context)
+        inputs, named = await _inputs(folder, file, context, dockerfile), _named(folder, dockerfile)
         bases = await _bases(folder, named, images)
         context.seek(0)
         plain = await _known(images, await images.build(context, {}, say, fresh=fresh))
@@ -93,28 +95,40 @@ def revision_of(image: Image, user: str) -> str:
 def _read(folder: Path, name: str) -> StackFile:
     if not is_stack_name(name):
         raise ConfigError(f"{folder}: {name} is not a stack's name; write lower-case letters, digits and single . _ -")
-    if not (folder / "Dockerfile").is_file():
+    if not (folder / _DOCKERFILE).is_file():
         raise ConfigError(f"{folder}: there is no Dockerfile")
     return read_stack_file(folder / FILE)
 
 
-async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom) -> Inputs:
+def _dockerfile(folder: Path, context: BinaryIO) -> bytes:
+    """The Dockerfile that the engine gets: one that was prepared goes before that of the folder."""
+    context.seek(0)
+    with tarfile.open(fileobj=context) as tar:
+        try:
+            file = tar.extractfile(_DOCKERFILE)
+        except KeyError:  # it is a link, and there is nothing in the context behind it
+            file = None
+        if file is None:
+            raise BuildError(f"{folder}: its Dockerfile leads to no file that the build gets; put it there itself")
+        return file.read()
+
+
+async def _inputs(folder: Path, file: StackFile, context: io.BufferedRandom, dockerfile: bytes) -> Inputs:
     context.seek(0)
     digest = await asyncio.to_thread(hashlib.file_digest, context, "sha256")
     return Inputs(
         context=digest.hexdigest(),
-        dockerfile=hashlib.sha256((folder / "Dockerfile").read_bytes()).hexdigest(),
+        dockerfile=hashlib.sha256(dockerfile).hexdigest(),
         stack_file=hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
         user=file.user,
     )
 
 
-def _named(folder: Path) -> frozenset[str]:
-    path = folder / "Dockerfile"
+def _named(folder: Path, dockerfile: bytes) -> frozenset[str]:
     try:
-        return named_images(path.read_text(encoding="utf-8", errors="replace"))
+        return named_images(dockerfile.decode(errors="replace"))
     except ValueError as error:
-        raise BuildError(f"{path}: {error}") from None
+        raise BuildError(f"{folder / _DOCKERFILE}: {error}") from None
 
 
 async def _bases(folder: Path, named: Collection[str], images: BuiltImages) -> dict[str, str]:
@@ -151,7 +165,7 @@ async def _label(images: BuiltImages, image: str, labels: Mapping[str, str]) -> 
     context = io.BytesIO()
     dockerfile = f"FROM {image}\n".encode()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        member = tarfile.TarInfo("Dockerfile")
+        member = tarfile.TarInfo(_DOCKERFILE)
         member.size = len(dockerfile)
         tar.addfile(member, io.BytesIO(dockerfile))
     context.seek(0)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Protocol
@@ -128,60 +129,104 @@ class Pruning:
 
     async def run(self, *, dry: bool = False) -> Pruned:
         """Remove revisions until the rest fits; with `dry` only tell which. Those of no use go in any case."""
-        left = [revision for revision in await revisions(self.ledger, self.images, ()) if revision.record is not None]
+        ours = [revision for revision in await revisions(self.ledger, self.images, ()) if revision.record is not None]
+        left = [await self._taken_back(revision, dry=dry) for revision in ours]
         before = after = await disk(self.images, [revision.image for revision in left])
         removed = []
         for revision in sorted(left, key=lambda each: (not each.broken_off, each.used, each.stack, each.revision)):
             if after <= self.most and not revision.broken_off:
                 break
+            if not (revision.broken_off or await self._frees_disk(revision)):
+                continue
             if await self._free(revision) and (dry or await self._remove(revision)):
                 removed.append(revision)
                 left.remove(revision)
                 after = await disk(self.images, [each.image for each in left])
         return Pruned(removed=tuple(removed), before=before, after=after)
 
+    async def _taken_back(self, revision: Revision, *, dry: bool) -> Revision:
+        """The revision, ready again if a `prune` that was killed had retired it and not removed its image yet.
+
+        Only what is ready is ever retired. What has no image any more is of no use, and goes.
+        """
+        record = revision.record
+        if record is None or record.state is not State.RETIRED:
+            return revision
+        async with nullcontext() if dry else self.ledger.removal():  # so that nobody is about to remove it
+            if await self.images.inspect(record.image) is None:
+                return revision
+            ready = record.model_copy(update={"state": State.READY})
+            if not dry:
+                await self._replace(revision.stack, record, ready)
+        return replace(revision, record=ready)
+
+    async def _frees_disk(self, revision: Revision) -> bool:
+        """Whether disk is free once the revision is removed: not where its image has a name of somebody's own, too."""
+        image = await self.images.inspect(revision.image)
+        tags = (revision.revision, names.CURRENT, names.PREVIOUS)
+        return image is None or not {*image.tags} - {names.tagged(revision.stack, tag) for tag in tags}
+
     async def _free(self, revision: Revision) -> bool:
         """Whether nobody needs the revision."""
-        stack, name = revision.stack, revision.revision
-        if revision.in_test or time.time() - self._needed(revision) < self.guard.total_seconds():
+        if self._wanted(revision):
             return False
-        try:
-            pointer = self.ledger.pointer(stack)
-        except ConfigError:
-            return False  # who knows what is current? `stacks list` tells of it
-        if pointer is not None and name in (pointer.current, pointer.previous):
-            return False
-        tagged = [names.tagged(stack, tag) for tag in (names.CURRENT, names.PREVIOUS) if pointer is None]
+        tags = () if self.ledger.pointer(revision.stack) else (names.CURRENT, names.PREVIOUS)
+        tagged = [names.tagged(revision.stack, tag) for tag in tags]
         pointed = [image.id for tag in tagged if (image := await self.images.inspect(tag))]
         return revision.image not in {*pointed, *await self.in_use(), *await self.images.used()}
+
+    def _wanted(self, revision: Revision) -> bool:
+        """Whether the revision is needed by what the ledger says of it, which takes no time to read."""
+        if revision.in_test or time.time() - self._needed(revision) < self.guard.total_seconds():
+            return True
+        try:
+            pointer = self.ledger.pointer(revision.stack)
+        except ConfigError:
+            return True  # who knows what is current? `stacks list` tells of it
+        return pointer is not None and revision.revision in (pointer.current, pointer.previous)
 
     async def _remove(self, revision: Revision) -> bool:
         """Remove the revision, unless a job has come for it meanwhile.
 
         It is retired first: who is given it afterwards is refused, and who was given it before has left a mark. Who
-        makes the same image again meanwhile waits for its end, since the engine would take it from them.
+        makes the same image again meanwhile waits for its end, since the engine would take it from them. Engine and
+        journals are asked, and the image is removed, without the ledger's lock: whoever switches would wait for them.
         """
         stack, record = revision.stack, revision.record
         if record is None:
             return False
-        retired = record.model_copy(update={"state": State.RETIRED})
         async with self.ledger.removal():
-            async with self.ledger.lock():
-                if self.ledger.record(stack, revision.revision) != record:
-                    return False
-                self.ledger.write(stack, retired)
-                if not await self._free(revision):
-                    self.ledger.write(stack, record)
-                    return False
-            gone = await self._delete(revision)  # not under the other lock: it may take minutes
-            async with self.ledger.lock():
-                if self.ledger.record(stack, revision.revision) != retired:
-                    return False  # an import has announced it again
-                if gone:
-                    self.ledger.forget(stack, revision.revision)
-                else:
-                    self.ledger.write(stack, record)
-        return gone
+            retired = await self._retire(revision, record)
+            if retired is None:
+                return False
+            try:
+                free = await self._free(revision)
+            except BaseException:  # nothing was removed: the revision is as good as before
+                await self._replace(stack, retired, record)
+                raise
+            gone = free and await self._delete(revision)
+            return await self._replace(stack, retired, None if gone else record) and gone
+
+    async def _retire(self, revision: Revision, record: Record) -> Record | None:
+        """Keep jobs from a revision that they get; what is known of it from now on, None if it has to stay."""
+        ready = record.state is State.READY
+        retired = record.model_copy(update={"state": State.RETIRED}) if ready else record
+        async with self.ledger.lock():
+            if self.ledger.record(revision.stack, revision.revision) != record or self._wanted(revision):
+                return None
+            self.ledger.write(revision.stack, retired)
+        return retired
+
+    async def _replace(self, stack: str, before: Record, after: Record | None) -> bool:
+        """Note what has become of a revision; false when an import has announced it again."""
+        async with self.ledger.lock():
+            if self.ledger.record(stack, before.revision) != before:
+                return False
+            if after is None:
+                self.ledger.forget(stack, before.revision)
+            else:
+                self.ledger.write(stack, after)
+        return True
 
     async def _delete(self, revision: Revision) -> bool:
         tag = names.tagged(revision.stack, revision.revision)
