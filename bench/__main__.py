@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Stage], Awaitable[Found]]] = {
     "lifetime": lifetime.measure,
     "logs": logs.measure,
 }
+_FEWEST_ROUNDS, _FEWEST_JOBS = 2, 10
 
 
 async def bench(parts: Sequence[str], options: Options, out: Path) -> None:
@@ -82,13 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--samples", type=int, default=100, help="latency: runs of each subject (100)")
-    parser.add_argument("--jobs", type=int, default=300, help="throughput: jobs at once (300)")
+    parser.add_argument("--jobs", type=int, default=300, help="throughput: our jobs at once (300)")
+    parser.add_argument("--rival-jobs", type=int, default=100, help="throughput: jobs of a rival in each round (100)")
+    parser.add_argument("--rounds", type=int, default=3, help="throughput: how often each has its turn, 2 or more (3)")
     parser.add_argument("--trial", type=int, default=24, help="throughput: jobs to find the rivals' best with (24)")
     parser.add_argument("--pool", type=int, default=20, help="containers that wait (20)")
-    parser.add_argument("--mixed", type=int, default=50, help="mixed: jobs of each stream (50)")
+    parser.add_argument("--mixed", type=int, default=100, help="mixed: short jobs alone, and as many mixed (100)")
     parser.add_argument("--idle", type=int, default=300, help="scale: jobs at once (300)")
     parser.add_argument("--watch", type=float, default=60.0, help="scale: seconds that they are watched (60)")
-    parser.add_argument("--life", type=int, default=1000, help="lifetime: jobs, one after the other (1000)")
+    parser.add_argument("--life", type=int, default=1000, help="lifetime: jobs, a hundred at once (1000)")
     parser.add_argument("--megabytes", type=int, default=200, help="logs: what one job writes (200)")
     parser.add_argument("--writers", type=int, default=50, help="logs: jobs that write 1 MB/s each (50)")
     parser.add_argument("--out", type=Path, default=OUT, help="where the record goes (docs/bench)")
@@ -96,6 +99,10 @@ def main() -> None:
     parts, out = given.pop("parts") or list(PARTS), given.pop("out")
     if unknown := set(parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if given["rounds"] < _FEWEST_ROUNDS:
+        parser.error(f"--rounds {given['rounds']}: one round has no interval; {_FEWEST_ROUNDS} at least")
+    if given["life"] < _FEWEST_JOBS:
+        parser.error(f"--life {given['life']}: no slope can be told from so few jobs; {_FEWEST_JOBS} at least")
     asyncio.run(bench(parts, Options(**given), out))
 
 

@@ -16,7 +16,7 @@ async def measure(stage: Stage) -> Found:
     rates, warm = list[float](), list[int]()
     async with stage.runner("Runner, warm", warm=pool) as runner:
         for _ in range(_ROUNDS):
-            await runner.until_warm(pool)
+            await runner.rest()
             members = await runner.crowd.run(pool, HI)
             began, ended = min(each.published for each in members), max(each.heard for each in members)
             rates.append(pool / (ended - began))

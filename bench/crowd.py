@@ -86,13 +86,22 @@ class Crowd:
         if bad:
             raise RuntimeError(f"{len(bad)} of {len(members)} jobs failed: {bad[0]}")
 
+    async def begun(self, members: Sequence[Member]) -> None:
+        """Wait until all of them have started; none may have ended."""
+        for member in members:
+            await member.started.wait()
+        if over := [member for member in members if member.finished.is_set()]:
+            raise RuntimeError(f"{len(over)} of {len(members)} jobs have ended: {over[0].result['reason']}")
+
     async def cancel(self, members: Sequence[Member]) -> None:
-        """End them, and wait until they have ended."""
+        """End them, who all have to run until then, and wait until they have ended."""
         for member in members:
             await self.control.publish(aio_pika.Message(b""), f"job.{TENANT}.{member.id}.cancel")
         for member in members:
             await member.finished.wait()
             self.members.pop(member.id, None)
+        if other := [member.result["reason"] for member in members if member.outcome != "cancelled"]:
+            raise RuntimeError(f"{len(other)} of {len(members)} jobs had ended by themselves: {other[0]}")
 
     def hear(self, message: AbstractIncomingMessage) -> None:
         """Take in an event or a batch."""
@@ -105,7 +114,7 @@ class Crowd:
             member.started.set()
         elif member is not None and words[2] == "finished":
             member.heard, member.result = time.time(), json.loads(message.body)
-            member.started.set()  # or never
+            member.started.set()  # nobody is to wait for the start of one that never will
             member.finished.set()
 
 

@@ -1,6 +1,7 @@
 """This daemon as a subject: cold, and with containers that wait."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -17,15 +18,22 @@ import aio_pika
 import aiohttp
 from scripts.devservices.process import log_tail
 
-from bench.crowd import TENANT, Crowd, open_crowd
+from bench.crowd import TENANT, Crowd, Member, open_crowd
+from bench.figures import cpu_seconds
 from bench.subject import HI, Run, Site, since
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.topology import describe_topology, job_queues
+from runner.adapters.docker.warm import FOOTPRINT
 from runner.client import Client
 
 STACK = "bench"
 _MOMENTS = ("claimed", "started", "ended")
-_PHASES = ("taken and claimed", "prepared", "ran", "told")
+_PHASES = (
+    "published until claimed: broker, plan, admission",
+    "claimed until started: lease, record, container, description",
+    "started until ended: the process, as its init saw it",
+    "ended until known: log confirmed, journal, `finished`, subscriber",
+)
 _RUNNER = str(Path(sys.executable).with_name("runner"))
 _READY = 60.0
 _MADE = 5.0
@@ -41,11 +49,16 @@ class Runner:
     crowd: Crowd
     port: int
     daemon: int
+    warm: int
 
     @property
     def pids(self) -> Sequence[int]:
         """The daemon is one process."""
         return [self.daemon]
+
+    def spent(self) -> float:
+        """CPU seconds of the daemon."""
+        return cpu_seconds(self.pids)
 
     async def one(self, command: Sequence[str] = HI) -> Run:
         """Submit it and follow it, as any client does."""
@@ -57,13 +70,28 @@ class Runner:
         result = await job.result()
         if result.outcome != "succeeded":
             raise RuntimeError(f"{self.name}: {result.reason}")
-        return Run(total=since(began), first_line=first, phases=_phases(published, result.body["times"], time.time()))
+        total, phases = since(began), _phases(published, result.body["times"], time.time())
+        started = [event.body["warm"] async for event in job.events() if event.kind == "started"]
+        return Run(total=total, first_line=first, phases=phases, warm=started == [True])
 
     async def many(self, count: int) -> float:
-        """Submit all of them, then wait for the last one."""
+        """Submit all of them, then wait for the last one, and until its container and files are removed, too."""
         began = time.perf_counter()
         await self.crowd.run(count, HI)
+        await self.until_idle()
         return time.perf_counter() - began
+
+    async def rest(self) -> None:
+        """Return when nothing runs or is removed, and as many containers wait as it keeps."""
+        await self.until_idle()
+        await self.until_warm(self.warm)
+
+    async def watch_over(self, members: Sequence[Member]) -> None:
+        """See that these jobs, and no others, run."""
+        await self.crowd.begun(members)
+        running = await self.metric("runner_jobs_running")
+        if running != len(members):
+            raise RuntimeError(f"{running:.0f} jobs run, and not {len(members)}")
 
     async def until_warm(self, count: int) -> None:
         """Return when so many containers wait."""
@@ -90,14 +118,22 @@ def _phases(published: float, times: Mapping[str, str], heard: float) -> dict[st
     return {phase: 1000 * (end - begin) for phase, (begin, end) in zip(_PHASES, pairwise(moments), strict=True)}
 
 
+def room_for(warm: int) -> str:
+    """The `warm.memory` with which so many containers wait and never more, however many jobs came lately."""
+    return str(warm * FOOTPRINT)
+
+
 @asynccontextmanager
-async def runner(site: Site, name: str, *, warm: int, **settings: str) -> AsyncIterator[Runner]:
-    """A daemon that keeps so many containers warm; 0 turns that off."""
+async def runner(
+    site: Site, name: str, *, warm: int, limits: Mapping[str, str | float], **settings: str
+) -> AsyncIterator[Runner]:
+    """A daemon that keeps so many containers warm, 0 turns that off; `limits` are those of the stack."""
     word = f"bench-{token_hex(4)}"
     folder = site.folder / word
     stacks = folder / "stacks" / STACK
     stacks.mkdir(parents=True)
-    (stacks / "stack.toml").write_text(f"warm = {warm}\n")
+    lines = [f"warm = {warm}", "[limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+    (stacks / "stack.toml").write_text("\n".join([*lines, ""]))
     port = 20000 + randbelow(10000)
     given = {
         "worker__name": word,
@@ -121,7 +157,7 @@ async def runner(site: Site, name: str, *, warm: int, **settings: str) -> AsyncI
     try:
         await _until_ready(port, log)
         async with Client(site.broker, word) as client, open_crowd(site.broker, word, STACK) as crowd:
-            opened = Runner(name=name, client=client, crowd=crowd, port=port, daemon=process.pid)
+            opened = Runner(name=name, client=client, crowd=crowd, port=port, daemon=process.pid, warm=warm)
             await opened.until_warm(warm)
             yield opened
     finally:

@@ -30,12 +30,26 @@ def _text(value: float, unit: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One more table for people."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """`rows` begin with the subject's name; `raw` is what JSON can hold; `pictures` are SVG by name."""
+    """`rows` begin with the subject's name; `raw` is what JSON can hold; `pictures` are SVG by name.
+
+    `notes` are what one has to know to read the numbers.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     targets: Sequence[Target] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
     raw: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)

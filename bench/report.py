@@ -32,16 +32,26 @@ def page(record: Mapping[str, Any]) -> str:
         machine = each["machine"]
         where = f"{machine['cpus']} CPUs, engine {machine['engine']}, {machine['time']}, {each['seconds']} s"
         lines += [f"## {each['title']}", "", f"`python -m bench {part}`: {where}.", ""]
-        lines += [*_table(each["columns"], each["rows"]), ""]
+        lines += _body(each)
         lines += [f"![{name}]({name}.svg)" for name in each["pictures"]] + [""] * bool(each["pictures"])
     return "\n".join(lines)
 
 
 def tables(found: Found) -> str:
     """A part's tables, for the terminal."""
-    lines = [found.title, "", *_table(found.columns, found.rows), ""]
+    lines = [found.title, "", *_body(asdict(found))]
     lines += _table(["target", "", "found", "met"], [_target(asdict(each)) for each in found.targets])
     return "\n".join([*lines, ""])
+
+
+def _body(found: Mapping[str, Any]) -> list[str]:
+    """The tables of a part, and what one has to know to read them."""
+    lines = [*_table(found["columns"], found["rows"]), ""]
+    for note in found["notes"]:
+        lines += [note, ""]
+    for table in found["tables"]:
+        lines += [f"### {table['title']}", "", *_table(table["columns"], table["rows"]), ""]
+    return lines
 
 
 def _targets(record: Mapping[str, Any]) -> Iterable[str]:

@@ -2,19 +2,22 @@
 
 import asyncio
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import aiodocker
 
-from bench.figures import tree
+from bench.figures import cpu_seconds, tree
 from bench.subject import HI, ROOT, Run, Site, since
 
+DOCKER_RUNS = 4
+"""How many command lines run at a time, where there are many jobs."""
 _READY = 60.0
 _TMPFS = {"/tmp": "size=64m", "/work": "size=64m"}
 
@@ -25,7 +28,20 @@ class DockerRun:
 
     site: Site
     name: str = "docker run"
-    pids: Sequence[int] = ()
+    _running: set[int] = field(default_factory=set)
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """The command lines that run now."""
+        return sorted(self._running)
+
+    def spent(self) -> float:
+        """CPU seconds of the command lines that have ended: nothing else ends meanwhile that we have started."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    async def rest(self) -> None:
+        """The last one returns when its container is removed."""
 
     async def one(self) -> Run:
         """From the shell's point of view."""
@@ -37,25 +53,35 @@ class DockerRun:
             "--tmpfs", "/tmp:size=64m", "--tmpfs", "/work:size=64m",
             self.site.image, *HI, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
+        self._running.add(process.pid)
         output, _ = await process.communicate()
+        self._running.discard(process.pid)
         if output != b"hi\n":
             raise RuntimeError(f"docker run wrote {output!r}")
         return Run(total=since(began))
 
     async def many(self, count: int) -> float:
-        """As many at a time as the engine does best with."""
-        return await _at_once(count, 4, self.one)
+        """Some at a time."""
+        return await _at_once(count, DOCKER_RUNS, self.one)
 
 
 @dataclass(slots=True, kw_only=True)
 class BareEngine:
-    """The engine's own API, nothing else: create, attach, start, wait, delete."""
+    """The engine's own API, nothing else: create, start, wait, logs, delete. It runs in the process that measures."""
 
     site: Site
     docker: aiodocker.Docker
     name: str = "bare engine"
     parallelism: int = 4
     pids: Sequence[int] = ()
+    """None: the process that measures holds much else."""
+
+    def spent(self) -> float:
+        """CPU seconds of the process that measures, which does nothing else meanwhile."""
+        return time.process_time()
+
+    async def rest(self) -> None:
+        """It deletes each container before it goes on."""
 
     async def one(self) -> Run:
         """One ordinary container."""
@@ -102,6 +128,13 @@ class Celery:
     def pids(self) -> Sequence[int]:
         """The worker's processes."""
         return tree(self.worker)
+
+    def spent(self) -> float:
+        """CPU seconds of the worker's processes."""
+        return cpu_seconds(self.pids)
+
+    async def rest(self) -> None:
+        """A task removes its container before it returns."""
 
     async def one(self) -> Run:
         """Until the result is back."""

@@ -7,49 +7,51 @@ from typing import Any
 
 from bench.crowd import Member
 from bench.daemon import Runner
-from bench.figures import cpu_seconds, pss_bytes, resident_bytes
+from bench.figures import pss_bytes, resident_bytes
 from bench.found import Found, at_most
 from bench.stage import Stage, say
+from bench.subject import Subject
 
 _MIB = 2**20
 _TELLS = ("sh", "-c", "while :; do read up rest </proc/uptime; echo $up; sleep 20; done")
 """Writes the time since the machine's start, in hundredths of a second, every 20 s."""
 _LIMITS = {"cpus": 0.1, "memory": "16m", "disk": "4m", "timeout": "30m", "grace": "2s"}
 _FEW, _MANY = 8, 100
-_CELERY_JOBS = 24
+_STREAM = 24
+"""Jobs with which memory is compared, eight at a time."""
 _SAMPLE_EVERY = 0.2
 _SHARE, _RESIDENT, _RESIDENT_MANY, _DELAY, _OF_CELERY = 3.0, 90.0, 70.0, 100.0, 1 / 3
 
 
 async def measure(stage: Stage) -> Found:
     """Eight, a hundred, and then all of them."""
-    celery = await _celery(stage)
+    async with stage.celery(_FEW) as (worker,):
+        celery = await _peak(worker)
+    async with stage.runner(f"Runner, {_FEW} jobs at a time", capacity__max_jobs=str(_FEW)) as runner:
+        pss = await _peak(runner)
     async with stage.runner("Runner", capacity__memory="400g") as runner:
         members, rss = list[Member](), {0: resident_bytes(runner.daemon) / _MIB}
-        pss = 0.0
         for count in sorted({_FEW, _MANY, stage.options.idle}):
             members += await runner.crowd.submit_all(count - len(members), _TELLS, limits=_LIMITS)
-            for member in members:
-                await member.started.wait()
+            await runner.watch_over(members)
             rss[count] = resident_bytes(runner.daemon) / _MIB
-            pss = pss or pss_bytes(runner.pids) / _MIB
             say(f"{count} jobs run: {rss[count]:.1f} MiB resident")
         share, delays = await _watch(runner, stage.options.watch)
+        await runner.watch_over(members)
         rss[stage.options.idle] = resident_bytes(runner.daemon) / _MIB
         say("ending them")
         await runner.crowd.cancel(members)
     return _found(rss, pss, celery, share, delays)
 
 
-async def _celery(stage: Stage) -> float:
-    """The memory of a worker that runs as many jobs at once."""
-    async with stage.celery(_FEW) as (worker,):
-        running = asyncio.create_task(worker.many(_CELERY_JOBS))
-        peak = 0
-        while not running.done():
-            peak = max(peak, pss_bytes(worker.pids))
-            await asyncio.wait({running}, timeout=_SAMPLE_EVERY)
-        running.result()
+async def _peak(subject: Subject) -> float:
+    """The most memory (PSS, MiB) that it has while it runs some short jobs, eight at a time."""
+    running = asyncio.create_task(subject.many(_STREAM))
+    peak = 0
+    while not running.done():
+        peak = max(peak, pss_bytes(subject.pids))
+        await asyncio.wait({running}, timeout=_SAMPLE_EVERY)
+    running.result()
     return peak / _MIB
 
 
@@ -62,9 +64,9 @@ async def _watch(runner: Runner, seconds: float) -> tuple[float, list[float]]:
         delays.extend(1000 * (now - float(line["m"])) for line in batch["lines"])
 
     await runner.crowd.listen(hear)
-    before, began = cpu_seconds(runner.pids), time.monotonic()
+    before, began = runner.spent(), time.monotonic()
     await asyncio.sleep(seconds)
-    share = 100 * (cpu_seconds(runner.pids) - before) / (time.monotonic() - began)
+    share = 100 * (runner.spent() - before) / (time.monotonic() - began)
     if not delays:
         raise RuntimeError("no job has written anything")
     return share, delays
@@ -78,15 +80,15 @@ def _found(rss: dict[int, float], pss: float, celery: float, share: float, delay
         rows=[
             *([str(count), f"{size:.1f}", "", "", ""] for count, size in rss.items() if count != idle),
             [str(idle), f"{rss[idle]:.1f}", f"{share:.2f}", f"{median(delays):.0f}", f"{late:.0f}"],
-            [f"{_FEW}, proportional (PSS)", f"{pss:.1f}", "", "", ""],
-            [f"{_FEW}, Celery (PSS)", f"{celery:.1f}", "", "", ""],
+            [f"{_STREAM} short ones, {_FEW} at a time, peak (PSS)", f"{pss:.1f}", "", "", ""],
+            ["the same, Celery (PSS)", f"{celery:.1f}", "", "", ""],
         ],
         targets=[
             at_most(f"{idle} idle jobs: CPU, percent of a core", share, _SHARE, "%"),
             at_most(f"{idle} idle jobs: resident", rss[idle], _RESIDENT, "MiB"),
             at_most(f"{idle} idle jobs: log delay, p95", late, _DELAY, "ms"),
             at_most(f"{_MANY} jobs: resident", rss.get(_MANY, rss[idle]), _RESIDENT_MANY, "MiB"),
-            at_most(f"{_FEW} jobs: memory (PSS), of Celery's", pss / celery, _OF_CELERY, ""),
+            at_most(f"{_FEW} jobs at a time: peak of memory (PSS), of Celery's", pss / celery, _OF_CELERY, ""),
         ],
         raw={"resident_mib": rss, "pss_mib": pss, "celery_pss_mib": celery, "cpu_percent": share, "delays_ms": delays},
     )

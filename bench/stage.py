@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ class Options:
 
     samples: int
     jobs: int
+    rival_jobs: int
+    rounds: int
     trial: int
     pool: int
     mixed: int
@@ -45,10 +47,12 @@ class Stage:
     options: Options
 
     @asynccontextmanager
-    async def runner(self, name: str, *, warm: int = 0, **settings: str) -> AsyncIterator[Runner]:
-        """A daemon of its own that keeps so many containers warm."""
+    async def runner(
+        self, name: str, *, warm: int = 0, limits: Mapping[str, str | float] | None = None, **settings: str
+    ) -> AsyncIterator[Runner]:
+        """A daemon of its own that keeps so many containers warm; `limits` are those of its stack."""
         say(f"starting {name}" + (f", and {warm} containers that wait" if warm else ""))
-        async with runner(self.site, name, warm=warm, **settings) as opened:
+        async with runner(self.site, name, warm=warm, limits=limits or {}, **settings) as opened:
             yield opened
 
     @asynccontextmanager

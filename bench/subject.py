@@ -25,12 +25,13 @@ class Site:
 class Run:
     """One job, in milliseconds from its publication; `first_line` is when a subscriber had one, if any.
 
-    `phases` are the parts of it that the subject itself tells of.
+    `phases` are the parts of it that the subject itself tells of; `warm` is whether its container had waited for it.
     """
 
     total: float
     first_line: float | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
+    warm: bool = False
 
 
 class Subject(Protocol):
@@ -42,7 +43,11 @@ class Subject(Protocol):
 
     @property
     def pids(self) -> Sequence[int]:
-        """Its own processes."""
+        """Its own processes, as they are now."""
+
+    @abstractmethod
+    def spent(self) -> float:
+        """Seconds of CPU time that it has used so far."""
 
     @abstractmethod
     async def one(self) -> Run:
@@ -50,7 +55,11 @@ class Subject(Protocol):
 
     @abstractmethod
     async def many(self, count: int) -> float:
-        """Run so many of them, submitted at once; the seconds that it took."""
+        """Run so many of them, submitted at once; the seconds until the last has ended and nothing is left of any."""
+
+    @abstractmethod
+    async def rest(self) -> None:
+        """Return when it does nothing any more that others could feel."""
 
 
 def since(began: float) -> float:
