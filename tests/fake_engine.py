@@ -48,6 +48,10 @@ class FakeContainer:
         self.ended: datetime | None = None
         self.told = script.progress
         self.too_much: str | None = None
+        self.looks = 0  # at its progress
+        self.waiting = 0  # who wait for what the engine answers of its disk
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.signals: list[str] = []
         self._script = script
         self._on_output = on_output
@@ -67,9 +71,15 @@ class FakeContainer:
         self.finish(Exit(signal=9, complete=True))
 
     def progress(self) -> bytes | None:
+        self.looks += 1
         return self.told
 
     async def excess(self) -> str | None:
+        self.waiting += 1
+        try:
+            await self.answers.wait()
+        finally:
+            self.waiting -= 1
         return self.too_much
 
     def emit(self, stream: Stream, data: bytes) -> None:

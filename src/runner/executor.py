@@ -6,6 +6,7 @@ reason wins. Cancelling the task is for going down hard; whoever does it discard
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -88,6 +89,8 @@ class Run:
     _started: datetime | None = None
     _ended: datetime | None = None
     _own_end: datetime | None = None
+    _progress_told: bytes | None = None
+    _progress_due: float = 0.0
     _unadopted: str = _UNANSWERED
     _redactor: Redactor = field(default_factory=Redactor)
 
@@ -331,31 +334,43 @@ class Run:
     async def _look_after(self, container: Container) -> None:
         """Tell the job's progress, and end it at once if it writes too much where nothing but this bounds it.
 
-        One task, since there may be hundreds of jobs. It looks at the disk the less, the more that costs.
+        One task, since there may be hundreds of jobs; only a look at the disk is another: it may take a minute.
         """
-        loop, told = asyncio.get_running_loop(), None
-        due = look = loop.time()
-        try:
-            while True:
-                await asyncio.sleep(_LOOK_EVERY)
-                told, due = self._tell_progress(container, told), loop.time() + _LOOK_EVERY
-                if (began := loop.time()) < look:
-                    continue
-                if (excess := await container.excess()) is not None:
-                    return self.stop(StopReason.DISK_LIMIT, excess, at_once=True)
-                look = began + min(_DISK_SHARE * (loop.time() - began), _DISK_LONGEST)
-        finally:
-            if loop.time() >= due:
-                self._tell_progress(container, told)  # the job has ended: its last word
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as tasks:
+            look = None
+            try:
+                while True:
+                    await asyncio.sleep(_LOOK_EVERY)
+                    if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
+                        self._tell_progress(container)
+                    if look is None or (look.done() and loop.time() >= look.result()):
+                        look = tasks.create_task(self._look_at_disk(container))
+            finally:
+                if look is not None:
+                    look.cancel()
+                if self._ended is not None:
+                    self._tell_progress(container)  # its last word
 
-    def _tell_progress(self, container: Container, told: bytes | None) -> bytes | None:
-        """Tell what the job wrote, unless that was told before; what is told now."""
+    async def _look_at_disk(self, container: Container) -> float:
+        """Look once; when to look again, by the loop's clock. The more that costs, the later."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if (excess := await container.excess()) is not None:
+            self.stop(StopReason.DISK_LIMIT, excess, at_once=True)
+            return math.inf
+        return began + min(_DISK_SHARE * (loop.time() - began), _DISK_LONGEST)
+
+    def _tell_progress(self, container: Container) -> None:
+        """Tell what the job wrote, unless that was told before, or anything within a second."""
+        now = asyncio.get_running_loop().time()
+        if now < self._progress_due:
+            return
         found = container.progress()
-        if self.timeline.behind:
-            return told  # the broker is away; the newest word goes out when it is back
-        if found is not None and found != told:
+        if found is not None and found != self._progress_told:
             self.timeline.tell(EventKind.PROGRESS, progress=_progress(found, self._redactor))
-        return found
+            self._progress_due = now + _LOOK_EVERY
+        self._progress_told = found
 
     async def _result(self, verdict: Verdict, end: Exit) -> JobResult:
         job, redactor = self.attempt.plan.job, self._redactor

@@ -48,6 +48,8 @@ class World:
     """A watch whose probes hear one answer from every address, or fail."""
 
     def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.going_on = self.most = 0
         RecordFile(state_dir).write(RECORD)
         (state_dir / "none.toml").touch()
         environ = {"RUNNER_CONFIG": str(state_dir / "none.toml"), "RUNNER_WORKER__STATE_DIR": str(state_dir)}
@@ -67,9 +69,19 @@ class World:
             tell=self.told.append,
         )
 
+    def have(self, *names: str) -> None:
+        """Apply networks of these names."""
+        segments = [Segment(bridge=name, subnet=IPv4Network(f"198.18.{4 * i}.0/22")) for i, name in enumerate(names)]
+        networks = tuple(Made(name=each.bridge, segment=each) for each in segments)
+        RecordFile(self.state_dir).write(replace(RECORD, networks=networks))
+
     async def run(self, network: str, image: str, words: Words, beside: str | None) -> str:
         assert image == self.images.made[0]
         self.pairs.append((network, beside))
+        self.going_on += 1
+        self.most = max(self.most, self.going_on)
+        await asyncio.sleep(0)
+        self.going_on -= 1
         self.during()
         self.probed.set()
         if isinstance(self.answer, Exception):
@@ -104,7 +116,7 @@ async def test_what_answers_shuts_it_at_once(world: World) -> None:
     assert world.told == [True, False]
 
 
-@pytest.mark.parametrize("answer", [SILENT, EngineError("the engine refused")])
+@pytest.mark.parametrize("answer", [SILENT, EngineError("the engine refused"), EngineGone("no answer in 10 s")])
 async def test_silence_shuts_it_the_third_time_in_a_row(world: World, answer: str | Exception) -> None:
     assert await world.after(SHUT, answer, answer, SHUT, answer, answer) is None
     assert await world.after(answer) is not None
@@ -134,8 +146,8 @@ async def test_silence_never_opens_it(world: World) -> None:
     assert "no refusal came from our rules" in str(await world.after(SILENT))
 
 
-async def test_an_engine_that_is_away_changes_nothing_until_it_is_back(world: World) -> None:
-    assert await world.after(SHUT, *[EngineGone("away")] * 4) is None
+async def test_when_the_engine_is_back_nothing_is_proven(world: World) -> None:
+    assert await world.after(SHUT, EngineGone("away")) is None
 
     world.watch.engine_returned()
 
@@ -161,14 +173,39 @@ async def test_it_looks_again_when_the_engine_is_back(world: World) -> None:
         await asyncio.wait({running})
 
 
-async def test_each_network_is_tried_from_each_other_one_in_turn(world: World, state_dir: Path) -> None:
+async def test_each_network_is_tried_from_each_other_one_in_turn(world: World) -> None:
     names = ("runner0", "runner0-a", "runner0-b")
-    segments = [Segment(bridge=name, subnet=IPv4Network(f"198.18.{4 * i}.0/22")) for i, name in enumerate(names)]
-    networks = tuple(Made(name=each.bridge, segment=each) for each in segments)
     await world.watch.look()
-    RecordFile(state_dir).write(replace(RECORD, networks=networks))
+    world.have(*names)
     for _ in range(2):
         await world.watch.look()
 
     assert world.pairs[0] == ("runner0", None)
     assert sorted(world.pairs[1:], key=str) == [(one, other) for one in names for other in names if other != one]
+
+
+async def test_many_networks_are_probed_a_few_at_a_time(world: World) -> None:
+    world.have("runner0", *(f"runner0-{i}" for i in range(9)))
+
+    assert await world.after(SHUT) is None
+
+    assert len(world.pairs) == 10
+    assert world.most == 2
+
+
+async def test_the_rest_is_not_probed_for_nothing_once_the_engine_was_away(world: World) -> None:
+    world.have("runner0", *(f"runner0-{i}" for i in range(9)))
+    world.during = world.watch.engine_returned
+
+    await world.watch.look()
+
+    assert len(world.pairs) == 2
+
+
+async def test_for_one_stack_one_network_is_probed(world: World) -> None:
+    world.have("runner0", "runner0-a")
+
+    await world.watch.look_for(STACK)
+
+    assert [network for network, _ in world.pairs] == ["runner0"]
+    assert world.gate.refusal(STACK) is None

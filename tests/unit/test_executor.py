@@ -450,23 +450,77 @@ async def test_an_attempt_that_is_cancelled_goes_down_hard() -> None:
 # Progress
 
 
+def progress_of(house: House) -> list[object]:
+    return [event.progress for event in house.events.published if event.kind is EventKind.PROGRESS]
+
+
+async def no_more_looks(house: House, monkeypatch: pytest.MonkeyPatch, told: bytes | None = None) -> None:
+    """Have the job's progress looked at, and then for long not any more."""
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
+    await until(lambda: house.runs)
+    await until(lambda: house.container.looks)
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 3600.0)
+    house.container.told = told
+    looks = house.container.looks
+    await until(lambda: house.container.looks > looks)
+
+
 async def test_progress_is_told_when_it_changes_and_no_more_often_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executor._LOOK_EVERY == 1.0
     monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*RUNS)
-
-    def told() -> list[object]:
-        return [event.progress for event in house.events.published if event.kind is EventKind.PROGRESS]
-
     async with house.run():
         await until(lambda: house.runs)
         house.container.told = b'{"percent": 5}'
-        await until(lambda: len(told()) == 1)
+        await until(lambda: len(progress_of(house)) == 1)
         await asyncio.sleep(0.005)
         house.container.told = b"nearly there"
-        await until(lambda: len(told()) == 2)
+        await until(lambda: len(progress_of(house)) == 2)
         house.container.finish(Exit(code=0))
-    assert told() == [{"percent": 5}, "nearly there"]
+    assert progress_of(house) == [{"percent": 5}, "nearly there"]
+
+
+async def test_the_last_word_is_told_though_the_job_has_ended_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(*RUNS)
+    async with house.run():
+        await no_more_looks(house, monkeypatch)
+        house.container.told = b"all done"
+        house.container.finish(Exit(code=0))
+    assert progress_of(house) == ["all done"]
+    assert house.events.kinds("job-1")[-1] is EventKind.PROGRESS
+
+
+async def test_but_not_within_a_second_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(*RUNS)
+    async with house.run():
+        await no_more_looks(house, monkeypatch, b"half")
+        await until(lambda: progress_of(house) == ["half"])
+        house.container.told = b"all done"
+        house.container.finish(Exit(code=0))
+    assert progress_of(house) == ["half"]
+
+
+async def test_that_of_an_attempt_that_goes_down_hard_is_left_to_the_next_life() -> None:
+    house = House(*RUNS)
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        house.container.told = b"half"
+        running.cancel()
+    assert progress_of(house) == []
+
+
+async def test_progress_is_told_while_a_look_at_the_disk_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
+    house = House(*RUNS)
+    async with house.run():
+        await until(lambda: house.runs)
+        house.container.answers.clear()
+        await until(lambda: house.container.waiting)
+        house.container.told = b"half"
+        await until(lambda: progress_of(house))
+        assert house.container.waiting == 1
+        house.container.finish(Exit(code=0))
+    assert house.container.waiting == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from runner.adapters.network.host import outward_address, outward_address_6
 from runner.adapters.network.proof import IMAGE, Proof, Target, judge, targets_on
 from runner.adapters.network.record import Made, Record, RecordFile
 from runner.app.network import APPLY, difference_of, network_for
-from runner.errors import DeferredError, EngineError, EngineGone, HostError, StartError
+from runner.errors import DeferredError, EngineError, HostError, StartError
 from runner.job import Json, Stack
 from runner.settings import Settings
 
@@ -29,6 +29,8 @@ _LOOK = timedelta(seconds=2)
 """How soon it is noticed that networks were applied."""
 _MISSES = 3
 """How many probes in a row may fail to prove what was proven before, as long as they find nothing open."""
+_AT_ONCE = 2
+"""How many networks are probed at once: each takes three containers, which no budget counts."""
 _NOT_YET = "it was not probed yet"
 
 
@@ -94,12 +96,18 @@ class Gate:
             return error.reason
         return None
 
+    def network(self, stack: Stack) -> Made | None:
+        """That of the jobs of a stack; None if it was not made."""
+        if self.record is None:
+            return None
+        return network_for(self.record, self._settings.network.bridge, stack.name, stack.allow)
+
     def access(self, stack: Stack) -> Access:
         """How the jobs of a stack reach out. Raises `DeferredError` while they may not."""
         record = self.record
         if record is None or difference_of(record, self._settings):
             raise DeferredError(str(self.problem()))
-        made = network_for(record, self._settings.network.bridge, stack.name, stack.allow)
+        made = self.network(stack)
         if made is None:
             raise DeferredError(f'the stack "{stack.name}" has no network on this worker for its list; {APPLY}')
         problem = self._problems.get(made.name, _NOT_YET)
@@ -124,6 +132,7 @@ class Watch:
     tell: Callable[[bool], None] = lambda _: None
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
     _misses: dict[str, int] = field(default_factory=dict)
+    _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     _looks: int = -1
 
     def engine_returned(self) -> None:
@@ -139,13 +148,19 @@ class Watch:
             await self._pause()
 
     async def look(self) -> None:
-        """Probe every network once."""
+        """Probe every network once, a few at a time."""
         self.gate.reread()
         self._looks += 1
         async with asyncio.TaskGroup() as tasks:
             for made in self.gate.networks:
                 tasks.create_task(self._look_at(made))
         self.tell(self.gate.record is not None and self.gate.problem() is None)
+
+    async def look_for(self, stack: Stack) -> None:
+        """Probe the network of a stack's jobs once."""
+        self.gate.reread()
+        if (made := self.gate.network(stack)) is not None:
+            await self._look_at(made)
 
     async def _pause(self) -> None:
         """Until the next probe is due, or there is a reason for one."""
@@ -163,15 +178,14 @@ class Watch:
                 return
 
     async def _look_at(self, made: Made) -> None:
-        record = self.gate.record
-        if record is None:
-            return
-        try:
-            proof = await self._probe(made, record)
-        except EngineGone:
-            return  # nothing is started meanwhile, and all is probed when it is back
-        except (EngineError, StartError) as error:
-            proof = Proof(unproven=(str(error),))
+        async with self._places:
+            record = self.gate.record
+            if record is None or self._woken.is_set():
+                return  # all are probed anew
+            try:
+                proof = await self._probe(made, record)
+            except (EngineError, StartError) as error:
+                proof = Proof(unproven=(str(error),))  # also one that does not answer: it may do so to everybody else
         if record is self.gate.record and not self._woken.is_set():  # else the probe is of another time
             self._conclude(made.name, proof)
 

@@ -179,7 +179,7 @@ class Local:
             check_request(job, policy)
             stack = await stacks.resolve(job.stack)
             if (job.network or stack.network) is Network.EGRESS:
-                await self.watch.look()
+                await self.watch.look_for(stack)
             return stack, make_plan(job, stack, policy)
         except (RejectedError, DeferredError) as error:
             return stack, _refusal(error)

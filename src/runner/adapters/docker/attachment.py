@@ -88,9 +88,15 @@ class Attachment:
         """Hand on a little of what waits; the rest once everybody else has had a turn."""
         part = bytes(self._waiting[:READ_BYTES])
         del self._waiting[:READ_BYTES]
-        for stream, piece in self._frames.feed(part):
-            if self._on_data is not None:
-                self._on_data(stream, piece)
+        handled = False
+        try:
+            for stream, piece in self._frames.feed(part):
+                if self._on_data is not None:
+                    self._on_data(stream, piece)
+            handled = True
+        finally:
+            if not handled:
+                self.close()  # nobody would go on here; the engine's log has it all
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._handle)
         elif self._broken_off:
