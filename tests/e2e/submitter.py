@@ -189,7 +189,7 @@ class Submitter:
 
     async def cancel_all(self) -> None:
         """Ask for the end of all jobs that a test has left behind, so that the next one finds room."""
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             if job.events and "finished" not in job.kinds:
                 await self.cancel(job)
 
