@@ -9,7 +9,7 @@ from typing import Any
 import aiodocker
 import pytest
 from tests.e2e.conftest import OpenSite
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, eventually
 from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -37,6 +37,11 @@ class Row:
     kinds: tuple[str, ...] = ("claimed", "started", "finished")
     fields: dict[str, Any] = field(default_factory=dict)
     meanwhile: Meanwhile | None = None
+
+    @property
+    def stack(self) -> str:
+        """The stack of the job."""
+        return str(self.fields.get("stack", STACK))
 
 
 STOPPED = ("claimed", "started", "stopping", "finished")
@@ -348,43 +353,64 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["cold", "warm"])
-async def ended(
-    at: OpenSite, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> AsyncIterator[dict[str, Followed]]:
-    """All jobs of the table, by cause, once they are over and nothing is left of them.
+@pytest.fixture(scope="module", params=[False, True], ids=["cold", "warm"])
+def warm(request: pytest.FixtureRequest) -> bool:
+    """Whether each job has to get a container that waited for it, or none does: the table is the same."""
+    return bool(request.param)
 
-    Once in containers of their own making, once in such as waited for them: the table is the same.
-    """
-    folder, warm = tmp_path_factory.mktemp("outcomes"), request.param == "warm"
+
+@pytest.fixture(scope="module")
+async def ended(
+    at: OpenSite,
+    tmp_path_factory: pytest.TempPathFactory,
+    warm: bool,  # noqa: FBT001 - it is a fixture
+) -> AsyncIterator[dict[str, Followed]]:
+    """All jobs of the table, by cause, once they are over and nothing is left of them."""
+    folder = tmp_path_factory.mktemp("outcomes")
     async with (
         at(folder) as site,
         site.daemon(worker__max_lost="0", warm__enabled=str(warm).lower()) as daemon,
     ):
-        if warm:
-            site.keep_warm(STACK, AT_ONCE)
+        for stack in {row.stack for row in ROWS} if warm else ():
+            site.keep_warm(stack, AT_ONCE if stack == STACK else 1)
         await daemon.ready()
         async with open_submitter(site.broker, site.ns) as acme:
-            gate = asyncio.Semaphore(AT_ONCE)
-            jobs = await asyncio.gather(*(_run(row, daemon, acme, gate) for row in ROWS))
+            gate, door = asyncio.Semaphore(AT_ONCE), asyncio.Lock() if warm else None
+            jobs = await asyncio.gather(*(_run(row, daemon, acme, gate, door) for row in ROWS))
             await daemon.clean()
             assert await acme.purge("dead") == sum(row.outcome == "rejected" for row in ROWS)
-            started = [job for job in jobs if "started" in job.kinds]
-            assert any([(await job.event("started"))["warm"] for job in started]) is warm
             yield {row.cause: job for row, job in zip(ROWS, jobs, strict=True)}
         await daemon.stop()
 
 
-async def _run(row: Row, daemon: Daemon, acme: Submitter, gate: asyncio.Semaphore) -> Followed:
+async def _run(
+    row: Row, daemon: Daemon, acme: Submitter, gate: asyncio.Semaphore, door: asyncio.Lock | None
+) -> Followed:
     async with gate:
-        job = await acme.submit(row.command, **row.fields)
+        if door is None or "started" not in row.kinds:
+            job = await acme.submit(row.command, **row.fields)
+        else:
+            job = await _let_in(row, daemon, acme, door)
         if row.meanwhile is not None:
             await row.meanwhile(daemon, acme, job)
         return await job.finished()
 
 
+async def _let_in(row: Row, daemon: Daemon, acme: Submitter, door: asyncio.Lock) -> Followed:
+    """Publish a job when a container waits for it, and leave the door to the next one when it has that."""
+
+    async def one_waits() -> bool:
+        return await daemon.waiting(row.stack) > 0
+
+    async with door:
+        await eventually(one_waits, f"a container of {row.stack} waits", timeout=60)
+        job = await acme.submit(row.command, **row.fields)
+        await job.until(lambda: bool({"started", "finished"} & set(job.kinds)), "start", timeout=60)
+    return job
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.cause)
-def test_outcome(row: Row, ended: dict[str, Followed]) -> None:
+def test_outcome(row: Row, ended: dict[str, Followed], warm: bool) -> None:  # noqa: FBT001 - it is a fixture
     result = ended[row.cause].result
     told = {name: result[name] for name in ("outcome", "blame", "exit_code", "signal")}
     wanted = {"outcome": row.outcome, "blame": row.blame, "exit_code": row.code, "signal": row.signal}
@@ -392,6 +418,7 @@ def test_outcome(row: Row, ended: dict[str, Followed]) -> None:
     assert re.fullmatch(row.reason, result["reason"]), f"{row.cause}: {result['reason']}"
     assert bool(result["oom_seen"]) is row.oom, row.cause
     assert tuple(ended[row.cause].kinds) == row.kinds, row.cause
+    assert all(event["warm"] is warm for event in ended[row.cause].events if event["event"] == "started"), row.cause
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "started" in row.kinds], ids=lambda row: row.cause)
