@@ -4,11 +4,14 @@ What an operator asks for is kept always. Beside it, a kind that jobs keep comin
 many as came in some seconds, since that is how long it takes to make so many anew.
 """
 
-from collections import deque
-from collections.abc import Collection, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
+from typing import Generic, TypeVar
+
+S = TypeVar("S", bound=Hashable)
 
 _RECENT = timedelta(seconds=60)
 _REGULAR = 6
@@ -19,6 +22,8 @@ _MOST_OF_A_KIND = 32
 _LULL = 0.25
 _LONGEST_BURST = 1.0
 """Seconds: where that much passes without a job a burst is over; one that lasts longer is the usual run of things."""
+_REMEMBERED = 32
+"""Jobs of one kind whose sizes are remembered."""
 _FIRST_PAUSE = 10.0
 _LONGEST_PAUSE = 300.0
 
@@ -76,6 +81,28 @@ class Warmth:
 
 
 @dataclass(slots=True)
+class Sizes(Generic[S]):
+    """In which sizes jobs of each kind came lately, however long ago that is: what is made has those sizes."""
+
+    _came: dict[str, deque[S]] = field(default_factory=dict)
+
+    def came(self, kind: str, size: S) -> None:
+        """A job of that kind and size came."""
+        self._came.setdefault(kind, deque(maxlen=_REMEMBERED)).append(size)
+
+    def due(self, kind: str, waiting: Iterable[S]) -> S | None:
+        """The size that those which wait lack most, by its share of the jobs; None if none came yet."""
+        came, there = Counter(self._came.get(kind, ())), Counter(waiting)
+        share = (there.total() + 1) / max(came.total(), 1)
+        return max(came, key=lambda size: came[size] * share - there[size], default=None)
+
+    def keep(self, kinds: Collection[str]) -> None:
+        """Forget all others."""
+        for kind in self._came.keys() - set(kinds):
+            del self._came[kind]
+
+
+@dataclass(slots=True)
 class Setbacks:
     """Which kinds are not to be tried for now: one that cannot be started must not keep the others from being ready."""
 
@@ -91,6 +118,10 @@ class Setbacks:
         """A container of that kind came to its job."""
         self._until.pop(kind, None)
         self._pauses.pop(kind, None)
+
+    def pending(self, kind: str) -> bool:
+        """Whether it failed and has served nobody since."""
+        return kind in self._pauses
 
     def may(self, kind: str, now: float) -> bool:
         """Whether to try again."""

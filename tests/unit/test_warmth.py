@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.warmth import Setbacks, Warmth
+from runner.warmth import Setbacks, Sizes, Warmth
 
 
 def test_what_an_operator_asks_for_is_kept_although_no_job_comes() -> None:
@@ -69,6 +69,7 @@ def test_a_kind_that_fails_is_left_alone_longer_each_time_until_it_serves() -> N
     assert setbacks.may("a", 0.0)
     setbacks.failed("a", 0.0)
     assert not setbacks.may("a", 9.0)
+    assert setbacks.pending("a")
     assert setbacks.may("b", 9.0)
     assert setbacks.may("a", 10.0)
     setbacks.failed("a", 10.0)
@@ -77,8 +78,41 @@ def test_a_kind_that_fails_is_left_alone_longer_each_time_until_it_serves() -> N
         setbacks.failed("a", 30.0)
     assert setbacks.may("a", 330.0)
     setbacks.served("a")
+    assert not setbacks.pending("a")
     setbacks.failed("a", 400.0)
     assert setbacks.may("a", 410.0)
+
+
+def test_what_is_made_has_the_size_that_jobs_come_in() -> None:
+    sizes = Sizes[str]()
+    assert sizes.due("a", []) is None
+    sizes.came("a", "small")
+    assert sizes.due("a", []) == "small"
+    assert sizes.due("a", ["standing", "standing"]) == "small"
+    assert sizes.due("b", []) is None
+    for _ in range(40):
+        sizes.came("a", "large")
+    assert sizes.due("a", ["large"] * 5) == "large", "what came long ago does not count"
+
+
+def test_sizes_wait_in_the_proportion_in_which_jobs_come() -> None:
+    sizes, waiting = Sizes[str](), list[str]()
+    for size in ("small", "large", "small", "small"):
+        sizes.came("a", size)
+    for _ in range(8):
+        due = sizes.due("a", waiting)
+        assert due is not None
+        waiting.append(due)
+    assert (waiting.count("small"), waiting.count("large")) == (6, 2)
+    assert waiting[0] == "small"
+
+
+def test_sizes_of_kinds_that_nobody_wants_are_forgotten() -> None:
+    sizes = Sizes[str]()
+    sizes.came("a", "small")
+    sizes.came("b", "small")
+    sizes.keep({"b"})
+    assert (sizes.due("a", []), sizes.due("b", [])) == (None, "small")
 
 
 def test_setbacks_of_kinds_that_nobody_wants_are_forgotten() -> None:

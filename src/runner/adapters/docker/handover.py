@@ -21,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 
 _MOUNTED_KNOWN = 1000
 """Packages of which it is remembered that they are too large to be linked into a container that waits."""
+_PATIENCE = 1.0
+"""Seconds for which a change of limits keeps its place: one that takes longer hangs, and the next one goes on."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class Handover:
     census: Census
     site: Site
     folders: JobFolders
+    _resizing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     _mounted: OrderedDict[LinkedCode, None] = field(default_factory=OrderedDict)
 
     def expect(self, name: str, plan: Plan) -> None:
@@ -43,7 +46,7 @@ class Handover:
             return
         launch = self.launches.rename(warm.name, name)
         self.census.renamed(warm.name, name)
-        resources = None if warm.kind.resources == kind.resources else kind.resources
+        resources = None if warm.kind == kind else kind.resources
         launch.becoming = self.launches.own(asyncio.create_task(self._become(warm.sandbox, name, resources)))
 
     def to_be_mounted(self, code: LinkedCode) -> None:
@@ -81,5 +84,14 @@ class Handover:
             sandbox.folder.become(self.folders.of(folder_of(name, self.site.worker)))
         except OSError as error:
             raise EngineError(f"the job's files cannot be made: {error}") from error
-        await sandbox.become(name, resources)
+        if resources is not None:
+            await self._resize(sandbox, resources)
+        await sandbox.become(name)
         return sandbox
+
+    async def _resize(self, sandbox: Sandbox, resources: Mapping[str, Any]) -> None:
+        """Change its limits when nobody else's are being changed: the engine's own work for it is what takes time."""
+        async with self._resizing:
+            resizing = self.launches.own(asyncio.create_task(sandbox.resize(resources)))
+            await asyncio.wait({resizing}, timeout=_PATIENCE)
+        await resizing

@@ -35,10 +35,12 @@ class Sandbox:
         """Call `on_end` if the container ends before it has a job."""
         self._attachment.listen(lambda _stream, _data: None, on_end)
 
-    async def become(self, name: str, resources: Mapping[str, Any] | None) -> None:
-        """Take the name of the job's container, and its limits where they differ. Raises `EngineError`."""
-        if resources is not None:
-            await self._client.update(self.id, resources)
+    async def resize(self, resources: Mapping[str, Any]) -> None:
+        """Take the limits of the job. Raises `EngineError`."""
+        await self._client.update(self.id, resources)
+
+    async def become(self, name: str) -> None:
+        """Take the name of the job's container. Raises `EngineError`."""
         await self._client.rename(self.id, name)
 
     async def run(self, attempt: Attempt, nonce: bytes, on_output: OnOutput, *, warm: bool) -> DockerContainer:

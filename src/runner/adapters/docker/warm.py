@@ -16,7 +16,7 @@ from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.sandbox import Sandbox
 from runner.errors import RunnerError
 from runner.job import Bytes, Limits, Stack, warm_name
-from runner.warmth import Setbacks, Warmth
+from runner.warmth import Setbacks, Sizes, Warmth
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,11 +36,12 @@ Make = Callable[[str, Stack, Limits], Awaitable[Sandbox]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What a container is made from. `key` is the same for two that only an update sets apart."""
+    """What a container is made from. `key` is the same for two that only an update sets apart, by their `size`."""
 
     key: str
-    stack: Stack
-    limits: Limits
+    size: str
+    stack: Stack = field(compare=False)
+    limits: Limits = field(compare=False)
     resources: dict[str, Any] = field(compare=False)
 
     @classmethod
@@ -48,7 +49,8 @@ class Kind:
         """The kind that a job of that stack with those limits needs."""
         body = create_body(stack, limits, _ANY, site)
         resources = {name: body["HostConfig"].pop(name) for name in _CHANGEABLE}
-        return cls(key=json.dumps(body, sort_keys=True), stack=stack, limits=limits, resources=resources)
+        key, size = json.dumps(body, sort_keys=True), json.dumps(resources, sort_keys=True)
+        return cls(key=key, size=size, stack=stack, limits=limits, resources=resources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ class WarmPool:
         self._site = site
         self._warmth = Warmth(memory // FOOTPRINT)
         self._waiting: dict[str, list[WarmContainer]] = {}
-        self._kinds: dict[str, Kind] = {}
+        self._sizes = Sizes[Kind]()
         self._setbacks = Setbacks()
         # Not from 1: what an earlier life left running may share what goes by the number.
         self._numbers = count(randbelow(2**32))
@@ -113,14 +115,14 @@ class WarmPool:
         """A container for a job of that kind, which is the taker's from now on; None when none is ready."""
         if not self._open:
             return None
-        self._kinds[kind.key] = kind
+        self._sizes.came(kind.key, kind)
         self._warmth.started(kind.key, asyncio.get_running_loop().time())
         self._changed.set()
         waiting = self._waiting.get(kind.key)
         if not waiting:
             return None
         # The one that fits as it is, if there is any: an update takes longer than all the rest.
-        best = next((warm for warm in waiting if warm.kind.resources == kind.resources), waiting[0])
+        best = next((warm for warm in waiting if warm.kind == kind), waiting[0])
         self._setbacks.served(kind.key)
         self._forget(best)
         return best
@@ -166,17 +168,27 @@ class WarmPool:
         if standing is None:
             return self._discard_all()
         asked: dict[str, int] = {}
+        kinds: dict[str, Kind] = {}
         for each in standing:
             kind = Kind.of(each.stack, each.limits, self._site)
-            self._kinds[kind.key] = kind
+            kinds[kind.key] = kind
             asked[kind.key] = max(asked.get(kind.key, 0), each.count)
         if (missing := self._trim(asked)) is not None:
-            await self._make_one(missing)
+            await self._make_one(self._due(missing, kinds.get(missing)))
             self._changed.set()  # there may be more to do, or less by now
         return None
 
-    def _trim(self, asked: dict[str, int]) -> Kind | None:
-        """Remove what is too many or too old; the kind that is short of most, None when nothing is missing."""
+    def _due(self, key: str, standing: Kind | None) -> Kind:
+        """What to make next of that key, in a size that jobs came in if any did, else in that of the operator."""
+        if standing is not None and self._setbacks.pending(key):
+            return standing  # what failed may have done so for a job's size
+        due = self._sizes.due(key, (warm.kind for warm in self._waiting.get(key, ()))) or standing
+        if due is None:
+            raise AssertionError("a container is wanted that neither an operator nor a job asked for")
+        return due
+
+    def _trim(self, asked: dict[str, int]) -> str | None:
+        """Remove what is too many or too old; the key that is short of most, None when nothing is missing."""
         now = asyncio.get_running_loop().time()
         wanted = self._warmth.wanted(asked, now)
         for key, waiting in list(self._waiting.items()):
@@ -185,7 +197,7 @@ class WarmPool:
             for warm in {*old, *surplus}:
                 self._discard(warm)
         known = wanted.keys() | self._warmth.recent(now)
-        self._kinds = {key: kind for key, kind in self._kinds.items() if key in known}
+        self._sizes.keep(known)
         self._setbacks.keep(known)
         missing = {
             key: count - len(self._waiting.get(key, ()))
@@ -193,7 +205,7 @@ class WarmPool:
             if self._setbacks.may(key, now)
         }
         most = max(missing, key=missing.__getitem__, default=None)
-        return self._kinds[most] if most is not None and missing[most] > 0 else None
+        return most if most is not None and missing[most] > 0 else None
 
     async def _make_one(self, kind: Kind) -> None:
         name = warm_name(self._site.worker, next(self._numbers))
