@@ -15,6 +15,7 @@ class EngineLog:
         self.orphans = 0
         self.cleanups_failed = 0
         self.unaccounted = 0
+        self.disputed: Counter[str] = Counter()
         self.warm: dict[str, int] = {}
 
     @property
@@ -42,6 +43,9 @@ class EngineLog:
 
     def warm_containers(self, stack: str, count: int) -> None:
         self.warm[stack] = count
+
+    def end_disputed(self, what: str) -> None:
+        self.disputed[what] += 1
 
     def orphan_removed(self) -> None:
         self.orphans += 1

@@ -378,6 +378,7 @@ async def ended(
             gate, door = asyncio.Semaphore(AT_ONCE), asyncio.Lock() if warm else None
             jobs = await asyncio.gather(*(_run(row, daemon, acme, gate, door) for row in ROWS))
             await daemon.clean()
+            assert (await daemon.metrics())["runner_end_disagreements_total"] == 0
             assert await acme.purge("dead") == sum(row.outcome == "rejected" for row in ROWS)
             yield {row.cause: job for row, job in zip(ROWS, jobs, strict=True)}
         await daemon.stop()

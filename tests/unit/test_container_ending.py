@@ -70,6 +70,28 @@ def test_what_the_engine_knows(state: dict[str, Any], end: Exit) -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "state", "found"),
+    [
+        ({}, {"ExitCode": 0, "OOMKilled": False}, []),
+        ({"status": 3 << 8}, {"ExitCode": 3}, []),
+        ({"status": 9}, {"ExitCode": 137}, []),
+        ({"status": -1, "exec_errno": 2}, {"ExitCode": 127}, []),
+        ({"status": -1, "exec_errno": 13}, {"ExitCode": 126}, []),
+        ({"oom_kills": 2}, {"ExitCode": 0, "OOMKilled": True}, []),
+        ({"oom_kills": 2}, {"ExitCode": 0, "OOMKilled": False}, []),
+        ({"oom_kills": None}, {"ExitCode": 0, "OOMKilled": True}, []),
+        ({}, {"ExitCode": 0, "OOMKilled": True}, [ending.Disagreement(ending.Matter.OOM, 0, 1)]),
+        ({}, {"ExitCode": 137}, [ending.Disagreement(ending.Matter.EXIT_CODE, 0, 137)]),
+        ({"status": 9}, {"ExitCode": 0}, [ending.Disagreement(ending.Matter.EXIT_CODE, 137, 0)]),
+    ],
+)
+def test_what_the_engine_contradicts(
+    told: dict[str, Any], state: dict[str, Any], found: list[ending.Disagreement]
+) -> None:
+    assert ending.disagreements(report(**told), state) == found
+
+
+@pytest.mark.parametrize(
     ("status", "started", "over"),
     [
         ("exited", "2026-01-02T03:04:05.6Z", True),

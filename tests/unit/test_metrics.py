@@ -42,6 +42,7 @@ CONTRACT = {
     "runner_containers_live": set(),
     "runner_containers_unaccounted": set(),
     "runner_orphans_removed": set(),
+    "runner_end_disagreements": {"what"},
     "runner_cleanup_failures": set(),
     "runner_warm_containers": {"stack"},
     "runner_engine_seconds": {"operation"},
@@ -62,6 +63,7 @@ COUNTERS = {
     *(
         "orphans_removed",
         "cleanup_failures",
+        "end_disagreements",
         "engine_errors",
         "amqp_reconnects",
         "leases_adopted",
@@ -233,6 +235,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
     metrics.engine_up(True)
     metrics.egress_proven(True)
     metrics.containers_unaccounted(2)
+    metrics.end_disputed("oom")
     metrics.call_failed("start", "timeout")
     metrics.lease_adopted()
     metrics.lease_lost()
@@ -251,6 +254,7 @@ def test_the_rest_counts_what_it_is_told(metrics: Metrics) -> None:
         "runner_engine_up": 1,
         "runner_egress_proven": 1,
         "runner_containers_unaccounted": 2,
+        "runner_end_disagreements_total{what=oom}": 1,
         "runner_engine_errors_total{kind=timeout,operation=start}": 1,
         "runner_leases_adopted_total": 1,
         "runner_leases_lost_total": 1,

@@ -21,6 +21,9 @@ UNKNOWN_STACK = "unknown"
 PACKAGE_RESULTS = ("cached", "new", "rejected", "deferred")
 """What becomes of the code that a job brings along."""
 
+DISPUTES = ("exit_code", "oom")
+"""What the engine may know otherwise of a job's end."""
+
 LINKS = ("consume", "publish", "logs")
 """The connections to the broker; `runner_amqp_up` is 1 while all of them stand."""
 
@@ -159,6 +162,10 @@ class Metrics:
         """So many containers of a stack wait for a job."""
         self._warm_containers.labels(stack).set(count)
 
+    def end_disputed(self, what: str) -> None:
+        """The engine contradicts the report that a job's end was told by."""
+        self._end_disagreements.labels(what).inc()
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
         self._orphans_removed.inc()
@@ -241,6 +248,11 @@ class Metrics:
             "containers_unaccounted", "Containers too many or too few, by the engine's list and our counts, while idle"
         )
         self._orphans_removed = self._counter("orphans_removed", "Containers removed that no job owned")
+        self._end_disagreements = self._counter(
+            "end_disagreements", "Ends of jobs of which the engine knows otherwise than was told", "what"
+        )
+        for what in DISPUTES:
+            self._end_disagreements.labels(what)
         self._cleanup_failures = self._counter("cleanup_failures", "Failed tries to remove a container or its files")
         self._warm_containers = self._gauge("warm_containers", "Containers that wait for a job", "stack")
         self._engine_seconds = self._histogram(

@@ -13,6 +13,7 @@ from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.cgroup import usage
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.config import places
+from runner.adapters.docker.ending import Disagreement
 from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
@@ -32,6 +33,7 @@ _HOLD = 3.0
 _HOLD_STEP = 0.5
 _LONGEST_PAUSE = 5.0
 _KILL_TRIES = 3
+_SECOND_OPINION = 2.0
 
 # The ways that a container ends when the engine, or the machine under it, goes down.
 _LOST_CODES = frozenset({ending.SIGNAL_BASE + signal.SIGKILL, ending.SIGNAL_BASE + signal.SIGTERM, 255})
@@ -75,6 +77,7 @@ class DockerContainer:
         self._told = asyncio.Event()  # the init has told the end, on both streams
         self._settled = asyncio.Event()  # … or the attachment brings no more
         self._signalled = False
+        self._killed = False  # by the engine, the init included
         self._unwatched = False  # the engine may have stopped the job while nobody saw it go
         self._replayed = False
         self._whole = True  # nothing is known to be missing from the beginning
@@ -182,8 +185,21 @@ class DockerContainer:
             except TimeoutError:
                 pass
         if self._scanner.report is None:
+            self._killed = True
             self._used = usage(self._id)  # the init will not report, and afterwards nobody knows
             await self._signal(signal.SIGKILL)
+
+    async def disagreements(self) -> list[Disagreement]:
+        """In what the engine contradicts the init's report, if it knows the end soon; nothing where there was none."""
+        report = self._scanner.report
+        if report is None or self._killed:
+            return []
+        try:
+            async with asyncio.timeout(_SECOND_OPINION):
+                state = await self._ended_state()
+            return ending.disagreements(report, state) if state is not None and ending.over(state) else []
+        except (TimeoutError, EngineError, KeyError, TypeError, ValueError):
+            return []  # a second opinion, and nobody may wait for it
 
     def progress(self) -> bytes | None:
         """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""

@@ -1,10 +1,12 @@
 """How a container ended, from what the init reported, or else from what the engine knows. Pure."""
 
+import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any
 
 from runner.adapters.docker.config import SCRATCH
@@ -16,6 +18,7 @@ SIGNAL_BASE = 128
 _HIGHEST_SIGNAL = 64
 _MEBIBYTE = 2**20
 _NEVER_EXECUTED = -1
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGKILL})
 _SOON = timedelta(seconds=30)
 """An engine that stops kills what still runs some 10 s after its SIGTERM."""
@@ -24,6 +27,22 @@ _OWN_LIMIT = 0.9
 _NEARLY = 32
 _MOST_LEFT = 4 * _MEBIBYTE
 """A real disk is full for a write that is larger than what is left: up to a 32nd of it, and to this much."""
+
+
+class Matter(StrEnum):
+    """What init and engine can disagree on."""
+
+    EXIT_CODE = "exit_code"
+    OOM = "oom"
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """What the init reported, and what the engine knows instead."""
+
+    matter: Matter
+    reported: int
+    engine: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,20 @@ def inspected(state: Mapping[str, Any], *, used: Usage, output: bytes | None) ->
         usage=used,
         output=output,
     )
+
+
+def disagreements(report: Report, state: Mapping[str, Any]) -> list[Disagreement]:
+    """In what the engine contradicts the init, of a container that is over.
+
+    That the engine saw no process killed for memory says nothing: it may miss one, or tell late.
+    """
+    found = []
+    code, told = int(state["ExitCode"]), _own_code(report)
+    if code != told:
+        found.append(Disagreement(Matter.EXIT_CODE, told, code))
+    if state.get("OOMKilled") and report.oom_kills == 0:
+        found.append(Disagreement(Matter.OOM, 0, 1))
+    return found
 
 
 def over(state: Mapping[str, Any]) -> bool:
@@ -139,6 +172,14 @@ def _status(status: int) -> tuple[int | None, int | None]:
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     return os.WEXITSTATUS(status), None
+
+
+def _own_code(report: Report) -> int:
+    """The code that the init itself exits with after such a report; see `exit_code` in init.c."""
+    code, by_signal = _status(report.status)
+    if report.exec_errno:
+        return _NOT_FOUND if report.exec_errno in (errno.ENOENT, errno.ENOTDIR) else _NOT_EXECUTABLE
+    return SIGNAL_BASE + by_signal if by_signal else code or 0
 
 
 def _size(count: int) -> str:

@@ -141,7 +141,8 @@ class DockerEngine:
             launch.code = code
             sandbox, warm = await self._make(attempt), False
         await self._show_code(launch, sandbox)
-        return await sandbox.run(attempt, nonce, on_output, warm=warm)
+        launch.container = await sandbox.run(attempt, nonce, on_output, warm=warm)
+        return launch.container
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
         """The container that an earlier life launched for the attempt; see `runner.ports.Engine`.
@@ -150,7 +151,7 @@ class DockerEngine:
         """
         self.keep(attempt.container_name)
         self._scratch.note(attempt.container_name, attempt.plan.limits.scratch)
-        return await adopt(
+        adopted = await adopt(
             attempt,
             client=self.client,
             site=self._site,
@@ -158,6 +159,8 @@ class DockerEngine:
             nonce=self._nonces.of(attempt.claim),
             on_output=on_output,
         )
+        self._launches.of(attempt.container_name, possible=True).container = adopted
+        return adopted
 
     async def discard(self, attempt: Attempt) -> None:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""

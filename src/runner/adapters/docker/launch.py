@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.client import EngineClient, Operation
+from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder, JobFolders, container_of, folder_of
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.observer import EngineObserver
@@ -34,6 +35,7 @@ class Launch:
     `disk` is ours until the engine has mounted it, or there is nobody left who might.
     `possible` is false while the engine was not asked for anything.
     `code` is what its job brings along, and `linking` shows that to it.
+    `container` is there once its job began.
     `becoming` gives a container that was warm its job's name; until then it may have its `former` one.
     """
 
@@ -46,6 +48,7 @@ class Launch:
     disk: LoopDevice | None = None
     becoming: asyncio.Task[Sandbox] | None = None
     former: str | None = None
+    container: DockerContainer | None = None
 
     @property
     def to_mount(self) -> Path | None:
@@ -127,6 +130,8 @@ class Launches:
             if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
                 await asyncio.wait(under_way)
             container = await launch.outcome()
+            if launch.container is not None:
+                await self._compare(launch.container)
             if launch.possible:
                 await self.removal.remove(name, container)
             if launch.uncertain:
@@ -161,6 +166,13 @@ class Launches:
         for task in owned:
             task.cancel()
         await asyncio.gather(*owned, return_exceptions=True)
+
+    async def _compare(self, job: DockerContainer) -> None:
+        """Tell where the engine contradicts what the job's end was judged by, as long as it can be asked."""
+        for found in await job.disagreements():
+            self.observer.end_disputed(found.matter)
+            told = {"what": found.matter, "reported": found.reported, "engine": found.engine}
+            _LOG.warning("the engine contradicts the end that was told of a job", extra={"container": job.id} | told)
 
     async def _remove_files(self, folder: JobFolder) -> None:
         while True:

@@ -27,6 +27,9 @@ class EngineObserver(Protocol):
     def warm_containers(self, stack: str, count: int) -> None:
         """So many containers of a stack wait for a job."""
 
+    def end_disputed(self, what: str) -> None:
+        """The engine contradicts the report that a job's end was told by. `what` is one of `ending.Matter`."""
+
     def orphan_removed(self) -> None:
         """A container that no task owned was removed."""
 
