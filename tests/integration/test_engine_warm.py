@@ -29,7 +29,7 @@ tr '\0' ' ' < /proc/1/cmdline; cut -d: -f1 /proc/net/dev
 ls -ln / /job /work /tmp /dev | sed -E 's/^([^ ]+) +[0-9]+ /\1 /; s/ [A-Z][a-z]{2} .{2} .{5} / /'
 sed -E 's/^[0-9]+ [0-9]+ [0-9:]+ //; s/ master:[0-9]+//; s,[0-9a-f]{64},,g; s/(upper|lower|work)dir=[^ ,]+//g' \
     /proc/self/mountinfo | sort
-grep -E '^(Sig|Shd|Cap|NoNew|Seccomp|Uid|Gid|Groups)' /proc/self/status
+grep -E '^(Sig[^Q]|Shd|Cap|NoNew|Seccomp|Uid|Gid|Groups)' /proc/self/status
 cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids/pids.max 2>/dev/null
 true
 """
