@@ -1,5 +1,6 @@
 """What all parts of the run share: the services, the image, the options, and how to open the subjects."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -58,7 +59,8 @@ class Stage:
     @asynccontextmanager
     async def celery(self, *processes: int) -> AsyncIterator[list[Celery]]:
         """Workers with so many processes each."""
-        python = celery_python()
+        # In a thread, for it may take minutes: connections that send no heartbeat meanwhile would be closed.
+        python = await asyncio.to_thread(celery_python)
         say(f"starting Celery workers with {', '.join(map(str, processes))} processes")
         async with AsyncExitStack() as stack:
             yield [await stack.enter_async_context(celery(self.site, python, count)) for count in processes]
