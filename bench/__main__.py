@@ -13,7 +13,7 @@ from pathlib import Path
 import aiodocker
 from scripts.devservices.shared import borrowed, shared_broker, shared_engine
 
-from bench import burst, latency, lifetime, logs, mixed, scale, throughput
+from bench import burst, flood, latency, lifetime, logs, mixed, scale, throughput
 from bench.found import Found
 from bench.report import OUT, keep, tables
 from bench.stage import Options, Stage, say
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Stage], Awaitable[Found]]] = {
     "scale": scale.measure,
     "lifetime": lifetime.measure,
     "logs": logs.measure,
+    "flood": flood.measure,
 }
 _FEWEST_ROUNDS, _FEWEST_JOBS = 2, 10
 
