@@ -851,6 +851,7 @@ V1 = {
     "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill {oom}\n",
     "memory/memory.max_usage_in_bytes": "123456\n",
 }
+V1_SWAP = V1 | {"memory/memory.memsw.max_usage_in_bytes": "123456\n", "memory/memory.max_usage_in_bytes": "99\n"}
 V1_TOGETHER = {"cpu,cpuacct/cpuacct.usage": "{cpu_us}000\n"}
 
 
@@ -866,7 +867,7 @@ def counters(folder: Path, files: dict[str, str], first: str = "") -> Report:
     return run(root / "init", describe(sh("".join(changes)))).told
 
 
-@pytest.mark.parametrize("files", [V2, V1], ids=["v2", "v1"])
+@pytest.mark.parametrize("files", [V2, V1, V1_SWAP], ids=["v2", "v1", "v1-swap"])
 def test_counters_of_either_version(folder: Path, files: dict[str, str]) -> None:
     report = counters(folder, files)
     assert (report.cpu_seconds, report.memory_peak_bytes, report.oom_kills) == (2.5, 123456, 3)
