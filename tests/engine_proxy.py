@@ -175,6 +175,8 @@ class EngineProxy:
     faults: list[Fault] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
     """Every request that came, as `METHOD /path?query`."""
+    open: list[str] = field(default_factory=list)
+    """Those whose connections are not over, on either side."""
     _folder: Path = field(init=False)
     _server: asyncio.Server | None = None
     _exchanges: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -234,6 +236,15 @@ class EngineProxy:
         head = await reader.readuntil(_HEAD_END)
         line = head.split(b" HTTP/", 1)[0].decode()
         self.heard.append(line)
+        self.open.append(line)
+        try:
+            await self._deal_with(line, head, reader, writer)
+        finally:
+            self.open.remove(line)
+
+    async def _deal_with(
+        self, line: str, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         exchange = Exchange(
             request=_last_of_its_connection(head), client=reader, answer=writer, upstream=urlsplit(self.upstream).path
         )

@@ -69,7 +69,8 @@ _UNANSWERED = f"the container engine has not answered until the job's time was o
 class Run:
     """One attempt, from its plan to its result. `earlier` is what an earlier life of the daemon left of it, if any.
 
-    A job whose end cannot be brought about within `kill_budget` of the first SIGKILL is told of without it.
+    A job whose end cannot be brought about within `kill_budget` of the first SIGKILL is told of without it. `may_live`
+    says that a job that has its result may run all the same, and that nothing holds it to its time any more.
     """
 
     attempt: Attempt
@@ -83,6 +84,7 @@ class Run:
     now: Callable[[], datetime]
     earlier: OpenClaim | None = None
     kill_budget: timedelta = _KILL_BUDGET
+    may_live: bool = field(default=False, init=False)
     _stopping: Stopping = field(init=False)
     _pump: LogPump = field(init=False)
     _bytes: int = 0
@@ -146,6 +148,7 @@ class Run:
             reason = f"the engine refused the job: {error}"
             return await self._result(Verdict(outcome=Outcome.FAILED, reason=reason, blame=Blame.OPERATOR), Exit())
         except EngineError as error:
+            self.may_live = True
             end = Exit(lost=f"the container engine failed: {error}")
         stop = None if self._ended_in_time() else self._stopping.first
         verdict = judge(self.attempt.plan, end, stop.reason if stop else None, stop.detail if stop else "")
@@ -160,6 +163,7 @@ class Run:
     async def _run(self) -> Exit:
         container = await (self._launch() if self.earlier is None else self._adopt(self.earlier))
         if container is None:
+            self.may_live = True  # it may have been told to begin
             return Exit() if self.earlier is None else Exit(lost=self._unadopted, remains=self._unadopted)
         started = self._begun(container)
         try:
@@ -191,6 +195,7 @@ class Run:
 
     def _resisted(self) -> Exit:
         """The end of a job that could not be killed."""
+        self.may_live = True
         seconds = format_duration(self.kill_budget)
         return Exit(remains=f"its container could not be ended within {seconds}, and what is in it may still run")
 

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _RESISTS_AFTER = 90.0
 """Seconds after which a removal may never end: more than those for which a create that got no answer is awaited."""
+_REMOVED_WITHIN = 5.0
+"""Seconds for which the settling waits for the removal of what may still run: it may be retried at once."""
 _UNFIT_FOR = timedelta(hours=1)
 """How long a job is passed on from worker to worker whose engines start nothing, until that counts as a loss."""
 
@@ -104,9 +106,18 @@ class Tenure:
     async def _discard(self, attempt: Attempt) -> None:
         resisting = asyncio.get_running_loop().call_later(_RESISTS_AFTER, self._quarantine)
         try:
-            await self.place.outside.engine.discard(attempt)
+            if (removal := self.held.removal) is not None:
+                await asyncio.wait({removal})
+            if removal is None or removal.cancelled():
+                await self.place.outside.engine.discard(attempt)
         finally:
             resisting.cancel()
+
+    async def _discard_ahead(self, attempt: Attempt) -> None:
+        """Begin to remove what may still run: it may be long until all is told, and nothing holds it to its time."""
+        discard = self.place.outside.engine.discard(attempt)
+        removal = self.held.removal = self.timeline.tasks.create_task(discard)
+        await asyncio.wait({removal}, timeout=_REMOVED_WITHIN)
 
     def _quarantine(self) -> None:
         log.error(
@@ -156,6 +167,8 @@ class Tenure:
         if run.stopped is StopReason.SUPERSEDED:
             # What is left of it has to go now: it may be long until the broker can tell whose the job is.
             await self._discard(run.attempt)
+        elif run.may_live:
+            await self._discard_ahead(run.attempt)
         if await self.lease.ours():
             await self._conclude(result, run.attempt)
         else:

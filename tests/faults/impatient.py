@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from runner import executor, tenure
-from runner.adapters.docker import container, health
+from runner.adapters.docker import container, health, sandbox
 from runner.adapters.docker.client import TIME_LIMITS, Operation
 from runner.cli import main
 
@@ -19,6 +19,7 @@ SHORT = {
 }
 KILL_BUDGET = timedelta(seconds=2)
 BEGIN_LIMIT = 10.0
+GOOD_FOR = timedelta(seconds=9)
 
 if __name__ == "__main__":
     limits: Any = TIME_LIMITS
@@ -26,6 +27,8 @@ if __name__ == "__main__":
     run: Any = executor.Run.__init__
     run.__kwdefaults__["kill_budget"] = KILL_BUDGET
     tenure._RESISTS_AFTER = 1.0
+    tenure._REMOVED_WITHIN = 1.0
     container._BEGIN_LIMIT = BEGIN_LIMIT
+    sandbox.GOOD_FOR = GOOD_FOR
     health._EVERY = 1.0
     main()

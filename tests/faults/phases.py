@@ -11,7 +11,7 @@ from tests.e2e.submitter import Followed
 from tests.engine_proxy import Deed, Fault, HeldAnswer, after
 from tests.faults.place import GO, Place
 
-CREATE, START = "POST .*/containers/create", "POST .*/start$"
+CREATE, START, RENAME = "POST .*/containers/create", "POST .*/start$", "POST .*/rename"
 _PATIENCE = 30.0
 
 
@@ -52,13 +52,13 @@ async def pin(place: Place, phase: Phase, grace: str = "60s") -> Pinned:
         case Phase.STOPPING:
             pinned = _free(await _stopping(place, grace))
         case Phase.CREATING:
-            pinned = await _request(place, CREATE)
+            pinned = await pin_request(place, CREATE)
         case Phase.CREATED:
-            pinned = await _answer(place, CREATE)
+            pinned = await pin_answer(place, CREATE)
         case Phase.STARTING:
-            pinned = await _request(place, START)
+            pinned = await pin_request(place, START)
         case Phase.WAITING:
-            pinned = await _answer(place, START)
+            pinned = await pin_answer(place, START)
         case Phase.ENDED:
             go_on = asyncio.Event()
             pinned = await _over(place, after(go_on), go_on.set, go_on.set)
@@ -81,7 +81,8 @@ def _free(job: Followed) -> Pinned:
     return Pinned(job=job, go_on=lambda: None, lose=lambda: None)
 
 
-async def _request(place: Place, pattern: str) -> Pinned:
+async def pin_request(place: Place, pattern: str) -> Pinned:
+    """A job of which the request of that kind is on its way, and has not reached the engine."""
     go_on = asyncio.Event()
     fault = place.proxy.fault(pattern, after(go_on), times=1)
     job = await place.acme.submit(["true"])
@@ -89,7 +90,8 @@ async def _request(place: Place, pattern: str) -> Pinned:
     return Pinned(job=job, go_on=go_on.set, lose=go_on.set)
 
 
-async def _answer(place: Place, pattern: str) -> Pinned:
+async def pin_answer(place: Place, pattern: str) -> Pinned:
+    """A job for which the engine did that, and whose answer is on its way."""
     held = HeldAnswer()
     place.proxy.fault(pattern, held, times=1)
     job = await place.acme.submit(["true"])

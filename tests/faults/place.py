@@ -12,7 +12,7 @@ from typing import Any
 import aio_pika
 import aiodocker
 from tests.e2e.daemon import Daemon, Site, eventually, open_site
-from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
+from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 from tests.engine_proxy import EngineProxy
 from tests.services import Endpoint, Engine, build_busybox
 
@@ -94,15 +94,22 @@ class Place:
 
 
 @asynccontextmanager
-async def open_place(engine: Engine, broker: Endpoint, folder: Path) -> AsyncIterator[Place]:
-    """A daemon that gives up soon, ready; what is on the engine and in the broker is removed at the end."""
+async def open_place(engine: Engine, broker: Endpoint, folder: Path, *, warm: int = 0) -> AsyncIterator[Place]:
+    """A daemon that gives up soon, ready; what is on the engine and in the broker is removed at the end.
+
+    It keeps so many containers `warm`.
+    """
     image = await build_busybox(engine.url)
     ns = f"f{token_hex(5)}"
     async with (
         EngineProxy(engine.url) as proxy,
         open_site(broker=broker.url, engine=engine.url, image=image, folder=folder, ns=ns) as site,
-        site.daemon(program=IMPATIENT, engine__url=proxy.url, engine__start_parallelism="16") as daemon,
     ):
-        await daemon.ready()
-        async with open_submitter(site.broker, site.ns) as acme:
-            yield Place(engine=engine, proxy=proxy, site=site, daemon=daemon, acme=acme)
+        settings = {"engine__url": proxy.url, "engine__start_parallelism": "16"}
+        if warm:
+            site.keep_warm(STACK, warm)
+            settings["warm__enabled"] = "true"
+        async with site.daemon(program=IMPATIENT, **settings) as daemon:
+            await daemon.ready()
+            async with open_submitter(site.broker, site.ns) as acme:
+                yield Place(engine=engine, proxy=proxy, site=site, daemon=daemon, acme=acme)

@@ -276,6 +276,15 @@ def test_without_its_secrets_no_job_is_started(binary: Path, safe: Path, fault: 
     assert (end.raw_stdout, end.stderr, end.code) == (b"", b"runner-init: the secrets cannot be written\n", 70)
 
 
+def test_a_description_that_comes_too_late_starts_nothing(binary: Path) -> None:
+    now = datetime.now(UTC)
+    end = run(binary, replace(describe(("echo", "hi")), not_after=now - timedelta(milliseconds=1)))
+    assert (end.raw_stdout, end.code) == (b"", 70)
+    assert end.stderr == b"runner-init: the job description came too late: its start was given up\n"
+    end = run(binary, replace(describe(("echo", "hi")), not_after=now + timedelta(seconds=30)))
+    assert (end.stdout, end.code) == (b"hi\n", 0)
+
+
 def test_the_inits_memory_keeps_no_secret(binary: Path, safe: Path) -> None:
     """As root, who may look into it: of what was on its way, the values are wiped, and all else is still there."""
     plain = describe(sh("echo up; exec sleep 60"), env={**ENV, "MARK": "mark-of-env"})

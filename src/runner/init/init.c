@@ -195,12 +195,13 @@ enum { NONCE = 16, BODY_MAX = (1 << 20) + (384 << 10), WORDS_MAX = BODY_MAX / 5,
 enum { SECRETS_MAX = 32 };
 enum tag {
     TAG_NONCE = 1, TAG_ARGV, TAG_ENV, TAG_CWD, TAG_TIMEOUT, TAG_LIMIT, TAG_PLACE, TAG_FOLDER, TAG_SECRET, TAG_SOCKETS,
+    TAG_NOT_AFTER,
 };
 
 static struct {
     uint8_t start_nonce[NONCE], end_nonce[NONCE];
     int has_nonce, has_timeout, few_sockets;
-    uint64_t timeout_ms;
+    uint64_t timeout_ms, not_after_ms; /* the latter 0: at any time */
     const char *cwd;
     const char *folder;
     uint32_t words, variables, limits, places, secrets;
@@ -229,6 +230,14 @@ static int take_timeout(const uint8_t *value, uint32_t length)
         return 0;
     memcpy(&job.timeout_ms, value, sizeof job.timeout_ms);
     return job.has_timeout = 1;
+}
+
+static int take_not_after(const uint8_t *value, uint32_t length)
+{
+    if (length != sizeof job.not_after_ms)
+        return 0;
+    memcpy(&job.not_after_ms, value, sizeof job.not_after_ms);
+    return 1;
 }
 
 static int take_limit(const uint8_t *value, uint32_t length)
@@ -289,6 +298,8 @@ static int take(uint8_t tag, uint8_t *value, uint32_t length)
         return take_secret(value, length);
     case TAG_SOCKETS:
         return job.few_sockets = length == 0;
+    case TAG_NOT_AFTER:
+        return take_not_after(value, length);
     default:
         return 0;
     }
@@ -325,6 +336,8 @@ static void read_frame(void)
         refuse("runner-init: this is not a job description\n");
     if (read_exactly(0, body, header.length) < header.length || !parse(body, header.length))
         refuse("runner-init: the job description is broken\n");
+    if (job.not_after_ms > 0 && now(CLOCK_REALTIME) / 1000000 > job.not_after_ms)
+        refuse("runner-init: the job description came too late: its start was given up\n");
 }
 
 /* ---- the counters ---------------------------------------------------------------------------------------------------*/

@@ -8,6 +8,7 @@ All numbers are little-endian. Down, on standard input, goes one frame (`Descrip
     4 working directory                                            5 u64 time-out in ms           7 a place to measure
     6 resource limit: u32 resource, u64 soft, u64 hard             8 the folder of the secrets
     9 a secret: the name of its file, NUL, its content             10 empty: few kinds of sockets
+    11 u64 Unix time in ms after which nothing is started
 
 Up come the job's own streams, with the init's records in them (`OutputScanner`). What follows a nonce is written in
 hexadecimal digits and ends with a newline: the engine's log, which a later life of the daemon reads instead, keeps
@@ -38,7 +39,7 @@ SECRETS_MAX = 32
 """The most secrets that the init writes."""
 
 _MAGIC = b"RUN1"
-_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET, _SOCKETS = range(1, 11)
+_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET, _SOCKETS, _NOT_AFTER = range(1, 12)
 _HALF = NONCE_BYTES // 2
 _UNKNOWN = 2**64 - 1
 
@@ -61,9 +62,8 @@ class Description:
     `JOB_DEADLINE`: stopping it is the daemon's work. `rlimits` maps the numbers of the module `resource` to soft and
     hard limit in one. The fill of the file systems at `places` is reported at the end. `nonce` is 32 bytes
     that nobody can guess; where the engine's log is to be read, they are text without a newline. `secrets` become
-    files, by name, in `secrets_folder`, which then is closed to writing.
-    that nobody can guess; where the engine's log is to be read, they are text without a newline. `few_sockets` leaves
-    the job no sockets but Unix, TCP and UDP over IP, and no io_uring.
+    files, by name, in `secrets_folder`, which then is closed to writing. `few_sockets` leaves the job no sockets but
+    Unix, TCP and UDP over IP, and no io_uring. After `not_after`, by the host's clock, it is not started any more.
     """
 
     nonce: bytes
@@ -76,6 +76,7 @@ class Description:
     secrets_folder: str = ""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     few_sockets: bool = False
+    not_after: datetime | None = None
 
     def encode(self) -> bytes:
         """The frame. Raises `ValueError`, which names the field, for what the init or the kernel cannot take."""
@@ -123,6 +124,7 @@ class Description:
             *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets_folder else []),
             *((_SECRET, _text("secrets", name) + b"\0" + value) for name, value in self.secrets.items()),
             *([(_SOCKETS, b"")] if self.few_sockets else []),
+            *([(_NOT_AFTER, _U64.pack(_milliseconds(self.not_after)))] if self.not_after is not None else []),
         ]
 
 
@@ -274,6 +276,10 @@ class _Stream:
 def _check_nonce(nonce: bytes) -> None:
     if len(nonce) != NONCE_BYTES or nonce[:_HALF] == nonce[_HALF:]:
         raise ValueError(f"nonce: not {NONCE_BYTES} bytes in two halves that differ")
+
+
+def _milliseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _text(field: str, value: str) -> bytes:

@@ -1,5 +1,6 @@
 """A job's files on the host, shown to the job under `/job`."""
 
+import errno
 import os
 import shutil
 import stat
@@ -7,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.errors import EngineError, EngineUnfit
 from runner.job import OUTPUT_MAX, PROGRESS_MAX, Bytes, container_name, warm_name
 
 PAYLOAD = "payload"
@@ -193,6 +195,12 @@ class JobFolders:
         """The names of all that are there, in either place: a daemon may have died between the two."""
         places = (place for place in (self.jobs, self.in_memory) if place is not None and place.is_dir())
         return frozenset(path.name for place in places for path in place.iterdir())
+
+
+def not_made(error: OSError) -> EngineError:
+    """What it means for a launch that the files of its job cannot be made: with a full disk, no job can have any."""
+    kind = EngineUnfit if error.errno in (errno.ENOSPC, errno.EDQUOT) else EngineError
+    return kind(f"the job's files cannot be made: {error}")
 
 
 def _write(path: Path, data: bytes, *, mode: int) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.config import Site
-from runner.adapters.docker.files import JobFolders, folder_of
+from runner.adapters.docker.files import JobFolders, folder_of, not_made
 from runner.adapters.docker.launch import Launch, Launches
 from runner.adapters.docker.making import REMAKE_PATIENCE
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.warm import Kind, WarmPool
-from runner.errors import EngineError
+from runner.errors import EngineError, EngineUnfit
 from runner.job import Attempt, LinkedCode, Network, Plan
 
 _LOG = logging.getLogger(__name__)
@@ -77,13 +77,14 @@ class Handover:
         unmaking = self.launches.own(asyncio.create_task(self.launches.unmake(claim)))
         await asyncio.wait({unmaking}, timeout=REMAKE_PATIENCE)
         if not unmaking.done():
-            raise EngineError(f"a container that waited for a job cannot be used or removed: {problem}")
+            # It was told nothing of the job, which another worker may have as it is.
+            raise EngineUnfit(f"a container that waited for a job cannot be used or removed: {problem}")
 
     async def _become(self, sandbox: Sandbox, name: str, resources: Mapping[str, Any] | None) -> Sandbox:
         try:
             sandbox.folder.become(self.folders.of(folder_of(name, self.site.worker)))
         except OSError as error:
-            raise EngineError(f"the job's files cannot be made: {error}") from error
+            raise not_made(error) from error
         if resources is not None:
             await self._resize(sandbox, resources)
         await sandbox.become(name)

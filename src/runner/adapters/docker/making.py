@@ -1,7 +1,6 @@
 """Making containers whose init waits for a job, through an engine that may fail at each step."""
 
 import asyncio
-import errno
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from runner.adapters.docker.attachment import Attachment
 from runner.adapters.docker.census import Census
 from runner.adapters.docker.client import EngineClient, EngineUnreachable
 from runner.adapters.docker.config import Access, Site, create_body, lodge
-from runner.adapters.docker.files import JobFolder, JobFolders, container_of, write_hosts
+from runner.adapters.docker.files import JobFolder, JobFolders, container_of, not_made, write_hosts
 from runner.adapters.docker.launch import Launch, Launches
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.removal import Removal
@@ -117,5 +116,4 @@ def _make_files(folder: JobFolder, launch: Launch, hosts: Path) -> None:
         if launch.to_mount is not None:
             folder.make_place_for_code()
     except OSError as error:
-        kind = EngineUnfit if error.errno == errno.ENOSPC else EngineError
-        raise kind(f"the job's files cannot be made: {error}") from error
+        raise not_made(error) from error

@@ -1,6 +1,8 @@
 """A started container in which nothing runs but the init, waiting to be told what to run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runner.adapters.docker.attachment import Attachment
@@ -8,10 +10,13 @@ from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.description import describe
 from runner.adapters.docker.excess import Excess
-from runner.adapters.docker.files import JobFolder
+from runner.adapters.docker.files import JobFolder, not_made
 from runner.errors import StartError
 from runner.job import Attempt, Bytes
 from runner.ports import OnOutput
+
+GOOD_FOR = timedelta(seconds=55)
+"""How long the init may begin with what it was told. Less than its word is awaited for: given up, it must not begin."""
 
 
 class Sandbox:
@@ -47,11 +52,14 @@ class Sandbox:
         """Hand the job over to the init; return when its process was started. Raises `EngineError` or `StartError`."""
         job = attempt.plan.job
         try:
-            frame = describe(attempt, nonce).encode()
+            frame = replace(describe(attempt, nonce), not_after=datetime.now(UTC) + GOOD_FOR).encode()
         except ValueError as error:
             raise StartError(str(error)) from error
         if job.payload is not None:
-            self.folder.write_payload(job.payload)
+            try:
+                self.folder.write_payload(job.payload)
+            except OSError as error:
+                raise not_made(error) from error
         excess = Excess(
             client=self._client,
             container=self.id,

@@ -1,0 +1,110 @@
+"""The engine, or one container's shim, fails where a container waits for a job, or is being given to one.
+
+Nothing of the job was begun, so that none is lost: it gets a container of its own, here or elsewhere.
+"""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import aiodocker
+import pytest
+from tests.e2e.daemon import eventually
+from tests.e2e.submitter import STACK, Followed
+from tests.faults.phases import RENAME, Pinned, pin_answer, pin_request
+from tests.faults.place import Place, open_place
+from tests.faults.test_engine_phases import kill
+from tests.services import Endpoint, Engine
+from tests.shims import shim_of
+
+pytestmark = [pytest.mark.engine, pytest.mark.broker]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param((), id="usual"), pytest.param(("--live-restore",), id="live-restore")]
+)
+async def lasting(
+    request: pytest.FixtureRequest, broker: Endpoint, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Place]:
+    """The daemon that lives through all of it, on an engine with these flags; one container waits."""
+    folder: Path = tmp_path_factory.mktemp("warm")
+    (folder / "site").mkdir()
+    async with (
+        Engine(folder / "engine", flags=request.param) as engine,
+        open_place(engine, broker, folder / "site", warm=1) as place,
+    ):
+        yield place
+        await place.leave()
+        assert await place.site.messages() == {}
+
+
+@pytest.fixture
+async def place(lasting: Place) -> AsyncIterator[Place]:
+    yield lasting
+    await lasting.calm_down()
+
+
+async def _one_waits(place: Place) -> None:
+    async def one() -> bool:
+        return await place.daemon.waiting(STACK) == 1
+
+    await eventually(one, "a container waits")
+
+
+async def _pin(place: Place, hold: Callable[[Place, str], Awaitable[Pinned]]) -> Pinned:
+    """A job that is being given the container that waits."""
+    await _one_waits(place)
+    pinned = await hold(place, RENAME)
+    await pinned.job.event("claimed")
+    return pinned
+
+
+async def _ran_once(job: Followed) -> None:
+    await job.finished()
+    job.ended("succeeded", blame="none", exit_code=0)
+    assert {kind: job.kinds.count(kind) for kind in ("started", "retrying", "lost", "finished")} == {
+        "started": 1,
+        "retrying": 0,
+        "lost": 0,
+        "finished": 1,
+    }, job.events
+
+
+async def test_the_engine_is_killed_while_containers_are_given_to_jobs(place: Place) -> None:
+    pinned = [await _pin(place, pin_answer), await _pin(place, pin_request)]
+    await kill(place, pinned)
+    place.proxy.heal()
+    for each in pinned:
+        await _ran_once(each.job)
+    await place.daemon.clean()
+
+
+async def test_a_shim_is_killed_while_its_container_is_given_to_a_job(place: Place) -> None:
+    pinned = await _pin(place, pin_answer)
+    container = await place.container_of(pinned.job)
+
+    async def known() -> bool:
+        return not any(f"/{container}/attach" in line for line in place.proxy.open)
+
+    assert not await known()
+    os.kill(shim_of(container), signal.SIGKILL)
+    await eventually(known, "the daemon has heard of it")
+    pinned.go_on()
+    await _ran_once(pinned.job)
+    await place.daemon.clean()
+
+
+async def test_a_shim_is_killed_whose_container_waits(place: Place) -> None:
+    await _one_waits(place)
+    (name,) = await place.site.warm_containers()
+    async with aiodocker.Docker(url=place.engine.url) as docker:
+        container = (await docker.containers.get(name)).id
+    os.kill(shim_of(container), signal.SIGKILL)
+
+    async def replaced() -> bool:
+        return name not in await place.site.warm_containers()
+
+    await eventually(replaced, "the dead container is gone")
+    await _ran_once(await place.acme.submit(["true"]))
+    await place.daemon.clean()
