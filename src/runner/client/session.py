@@ -95,10 +95,11 @@ class Client:
         check: bool = True,
     ) -> SubmittedJob:
         """The same for a whole message. Without `check` the workers are its only judge."""
-        message = await asyncio.to_thread(with_packed_code, message)
+        message = await _packed(message)
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
         job = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
         await self._publish_job(envelope, body)
+        await self._forget_ended()
         return job
 
     async def enqueue(
@@ -111,7 +112,7 @@ class Client:
         check: bool = True,
     ) -> Submission:
         """Publish a job without following it. Raises as `submit` does."""
-        message = await asyncio.to_thread(with_packed_code, message)
+        message = await _packed(message)
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
         await self._publish_job(envelope, body)
         route = envelope.route
@@ -119,7 +120,9 @@ class Client:
 
     async def follow(self, tenant: str, job_id: str) -> SubmittedJob:
         """Follow a job that is on its way, from now on: what it told before is not told again."""
-        return await self._follow(_key(tenant, job_id), submitted=False)
+        job = await self._follow(_key(tenant, job_id), submitted=False)
+        await self._forget_ended()
+        return job
 
     async def cancel(self, tenant: str, job_id: str, reason: str = "") -> None:
         """Have a job stopped, wherever it is. Returns when the broker has the request, not when the job has ended."""
@@ -163,6 +166,12 @@ class Client:
                 self._subscription = subscription
             await self._subscription.add(following)
         return SubmittedJob(following, self.cancel)
+
+    async def _forget_ended(self) -> None:
+        """Jobs that are over leave something behind in the broker: cleared away while the next one is on its way."""
+        async with self._turn:
+            if self._subscription is not None:
+                await self._subscription.forget_ended()
 
     async def _publish_job(self, envelope: Envelope, body: bytes) -> None:
         message = _message(body, envelope.message_id or "")
@@ -218,6 +227,11 @@ def check_job(
 ) -> None:
     """Raises `RejectedError` for a job that the workers would reject; needs no broker."""
     _prepare(with_packed_code(message), f"{pool}.{priority}.{tenant}", check=True)
+
+
+async def _packed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its code packed, which may take a while where there is any."""
+    return await asyncio.to_thread(with_packed_code, message) if "code" in message else message
 
 
 def _prepare(message: Mapping[str, Any], routing_key: str, *, check: bool) -> tuple[Envelope, bytes]:

@@ -52,13 +52,15 @@ class Subscription:
 
     async def add(self, following: Following) -> None:
         """Return when nothing of the job can be missed any more. Raises `BrokerError`."""
-        await self._forget_ended()
         key = (following.key.tenant, following.key.id)
         self._followings[key].append(following)
         try:
             channel = await self._binder()
-            for queue, exchange in self._queues:
-                await channel.queue_bind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
+            # A channel's commands are carried out in order: the answer to the last one is that to all.
+            for queue, exchange in self._queues[:-1]:
+                await channel.queue_bind(queue.name, exchange, _pattern(key), nowait=True, timeout=RPC_TIMEOUT)
+            queue, exchange = self._queues[-1]
+            await channel.queue_bind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
         except BROKER_FAULTS as error:
             self._followings[key].remove(following)
             raise BrokerError(f"this client cannot follow {following.key}: {_why(error)}") from error
@@ -69,8 +71,8 @@ class Subscription:
             for following in followings:
                 following.fail(reason)
 
-    async def _forget_ended(self) -> None:
-        """Bindings of jobs that are over go when the next one comes, so that their number stays small."""
+    async def forget_ended(self) -> None:
+        """Take away the bindings of jobs that are over, so that their number stays small. Not while one is added."""
         ended = [key for key, followings in self._followings.items() if all(one.over for one in followings)]
         try:
             for key in ended:
@@ -78,8 +80,8 @@ class Subscription:
                 channel = await self._binder()
                 for queue, exchange in self._queues:
                     await channel.queue_unbind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
-        except BROKER_FAULTS as error:
-            raise BrokerError(f"this client's subscription is broken: {describe(error)}") from error
+        except BROKER_FAULTS:
+            return  # they go with the connection, and whoever waits hears of its end
 
     async def _binder(self) -> aiormq.abc.AbstractChannel:
         """The channel for bindings: one of its own, since a refusal closes it, and must not end other jobs' news."""
