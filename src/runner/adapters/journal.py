@@ -1,21 +1,23 @@
 """What this worker holds and ran, in `<state_dir>/journal.db`.
 
-Each write is one statement in a transaction of its own, safe on disk when the call returns: the daemon may be killed
-between any two instructions, and a cancelled call leaves nothing half done.
+Each write is one statement, safe on disk when the call returns: the daemon may be killed between any two instructions,
+and a cancelled call leaves nothing half done. `started` and `paid` are safe a moment later, with whatever is written
+next: a life that finds them missing says once more what it says anyway, under the same `message_id`.
 """
 
+import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aiosqlite
-
+from runner.adapters.database import Database, Rows, Value, serve_database
 from runner.codec import Notice, decode_choices, encode_choices, encode_event
 from runner.errors import ConfigError, JournalError
-from runner.job import JobKey, StopReason
+from runner.job import Job, JobKey, StopReason
 from runner.ports import ClaimRecord, Event, LogPosition, OpenClaim
 
 KEPT = timedelta(days=1)
@@ -75,16 +77,19 @@ _MIGRATIONS = (
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_Value = str | int | None
+_REMEMBERED = 10_000
+"""So many of the jobs that were finished last are known without a look into the file."""
 
 
 class SqliteJournal:
     """The port `Journal`, and what the sweep of an earlier life's leavings needs. Made by `open_journal`."""
 
-    def __init__(self, database: aiosqlite.Connection, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
         self._pruned = _EPOCH
+        self._finished: OrderedDict[int, int] = OrderedDict()  # hashes of keys, and when; the latest last
+        self._whole_since = 0  # whatever was finished after this is among them
 
     async def claimed(self, record: ClaimRecord) -> None:
         """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
@@ -102,8 +107,8 @@ class SqliteJournal:
         )
 
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
-        """Write down which container runs the claim, and when the job has to be gone."""
-        await self._run(
+        """Write down which container runs the claim, and when the job has to be gone. A failure is only logged."""
+        self._database.run_soon(
             "UPDATE claims SET container = ?, deadline = ? WHERE claim = ?", container, _to_number(deadline), claim
         )
 
@@ -134,10 +139,14 @@ class SqliteJournal:
         now = self._now()
         if owed is not None:
             notice = encode_event(owed).to_json()
+            if isinstance(owed.submission, Job):
+                self._remember(owed.submission.key, _to_number(now))
             await self._run(
                 "INSERT OR REPLACE INTO owed (claim, notice, ended) VALUES (?, ?, ?)", claim, notice, _to_number(now)
             )
         else:
+            if finished:
+                self._whole_since = _to_number(now)  # whose claim it is nobody says
             await self._run(
                 "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
             )
@@ -149,8 +158,8 @@ class SqliteJournal:
         return bool(await self._run("SELECT 1 FROM claims WHERE claim = ? AND ended IS NOT NULL", claim))
 
     async def paid(self, claim: str) -> None:
-        """The event that was owed is confirmed."""
-        await self._run("DELETE FROM owed WHERE claim = ?", claim)
+        """The event that was owed is confirmed. Where that fails it is told again."""
+        self._database.run_soon("DELETE FROM owed WHERE claim = ?", claim)
 
     async def owed_notices(self) -> Mapping[str, Notice]:
         """What an earlier life could not publish, by claim; those claims are over."""
@@ -158,16 +167,20 @@ class SqliteJournal:
             "UPDATE claims SET ended = ?, finished = 1 WHERE ended IS NULL AND claim IN (SELECT claim FROM owed)",
             _to_number(self._now()),
         )
+        await self.load()
         rows = await self._run("SELECT claim, notice FROM owed ORDER BY claim")
         return {row["claim"]: Notice.from_json(row["notice"]) for row in rows}
 
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time (at most `KEPT`)."""
+        since = _to_number(self._now() - within)
+        if since > self._whole_since and hash(key) not in self._finished:
+            return False
         rows = await self._run(
             "SELECT 1 FROM claims WHERE finished = 1 AND tenant = ? AND id = ? AND ended >= ? LIMIT 1",
             key.tenant,
             key.id,
-            _to_number(self._now() - within),
+            since,
         )
         return bool(rows)
 
@@ -202,9 +215,28 @@ class SqliteJournal:
         self._pruned = self._now()
         await self._run("DELETE FROM claims WHERE ended < ?", _to_number(self._pruned - KEPT))
 
-    async def _run(self, statement: str, *values: _Value) -> Sequence[sqlite3.Row]:
+    async def load(self) -> None:
+        """Learn which jobs were finished last."""
+        rows = await self._run(
+            "SELECT tenant, id, ended FROM claims WHERE finished = 1 AND ended IS NOT NULL ORDER BY ended DESC LIMIT ?",
+            _REMEMBERED,
+        )
+        for row in reversed(rows):
+            self._remember(JobKey(tenant=row["tenant"], id=row["id"]), row["ended"])
+        if len(rows) == _REMEMBERED:
+            self._whole_since = max(self._whole_since, rows[-1]["ended"])
+
+    def _remember(self, key: JobKey, ended: int) -> None:
+        """Only by its hash: where two keys share one, the file tells."""
+        self._finished[hash(key)] = ended
+        self._finished.move_to_end(hash(key))
+        if len(self._finished) > _REMEMBERED:
+            _, oldest = self._finished.popitem(last=False)
+            self._whole_since = max(self._whole_since, oldest)
+
+    async def _run(self, statement: str, *values: Value) -> Rows:
         try:
-            return tuple(await self._database.execute_fetchall(statement, values))
+            return await self._database.run(statement, *values)
         except sqlite3.Error as error:
             raise JournalError(f"the journal failed: {error}") from error
 
@@ -225,12 +257,23 @@ async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIte
     with _faults_of(path):
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-    async with aiosqlite.connect(path, isolation_level=None) as database:
-        with _faults_of(path):
-            await _prepare(database, path)
+    with _faults_of(path):
+        connection = await asyncio.to_thread(_open, path)
+    async with serve_database(connection) as database:
         journal = SqliteJournal(database, now)
         await journal.prune()
+        await journal.load()
         yield journal
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _make(path: Path) -> None:
@@ -249,11 +292,11 @@ def _make(path: Path) -> None:
         os.close(descriptor)
 
 
-async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
+def _prepare(database: sqlite3.Connection, path: Path) -> None:
     database.row_factory = sqlite3.Row
-    version = int(await _pragma(database, "user_version"))
-    ours = await _pragma(database, "application_id") == str(_APPLICATION_ID)
-    new = await _pragma(database, "schema_version") == "0"
+    version = int(_pragma(database, "user_version"))
+    ours = _pragma(database, "application_id") == str(_APPLICATION_ID)
+    new = _pragma(database, "schema_version") == "0"
     if not (ours or new):
         raise ConfigError(f"worker.state_dir: {path} belongs to another program; name another folder")
     if version > len(_MIGRATIONS):
@@ -261,20 +304,19 @@ async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
             f"worker.state_dir: {path} was written by a newer version of this program; install that one again, "
             "or name another folder"
         )
-    if (fault := await _pragma(database, "quick_check(1)")) != "ok":
+    if (fault := _pragma(database, "quick_check(1)")) != "ok":
         raise sqlite3.DatabaseError(fault)
-    await database.execute_fetchall("PRAGMA journal_mode = WAL")
-    await database.execute_fetchall("PRAGMA synchronous = FULL")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
     for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-        await database.executescript(
+        database.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID}; {script}"
             f"PRAGMA user_version = {number}; COMMIT;"
         )
 
 
-async def _pragma(database: aiosqlite.Connection, name: str) -> str:
-    rows = await database.execute_fetchall(f"PRAGMA {name}")
-    return str(next(iter(rows))[0])
+def _pragma(database: sqlite3.Connection, name: str) -> str:
+    return str(database.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 @contextmanager

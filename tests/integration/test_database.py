@@ -1,0 +1,116 @@
+"""The thread that alone uses a database: what shares a transaction, and what is nothing to the others."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from runner.adapters.database import Database, serve_database
+
+
+@asynccontextmanager
+async def opened(path: Path, told: list[str] | None = None) -> AsyncIterator[Database]:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("CREATE TABLE IF NOT EXISTS notes (text TEXT NOT NULL PRIMARY KEY)")
+    if told is not None:
+        connection.set_trace_callback(told.append)
+    async with serve_database(connection) as database:
+        yield database
+
+
+def notes(path: Path) -> set[str]:
+    """What another process would find."""
+    with sqlite3.connect(path) as connection:
+        return {row[0] for row in connection.execute("SELECT text FROM notes")}
+
+
+async def note(database: Database, text: str) -> None:
+    await database.run("INSERT INTO notes VALUES (?)", text)
+
+
+async def test_what_waits_at_the_same_time_shares_a_transaction(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with opened(tmp_path / "db", told) as database:
+        await database.run("SELECT 1")
+        told.clear()
+        # All of them are given before the loop, or the thread, can do anything about the first.
+        with_one_wait = asyncio.gather(*(note(database, str(number)) for number in range(20)))
+        blocked = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        blocked.execute("BEGIN IMMEDIATE")  # what comes first waits here, and all the others behind it
+        await asyncio.sleep(0)
+        blocked.rollback()
+        blocked.close()
+        await with_one_wait
+    assert notes(tmp_path / "db") == {str(number) for number in range(20)}
+    assert told.count("COMMIT") <= 2
+
+
+async def test_a_statement_that_fails_is_nothing_to_those_beside_it(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database:
+        await note(database, "there")
+        outcomes = await asyncio.gather(
+            note(database, "before"), note(database, "there"), note(database, "after"), return_exceptions=True
+        )
+    assert [type(outcome) for outcome in outcomes] == [type(None), sqlite3.IntegrityError, type(None)]
+    assert notes(tmp_path / "db") == {"there", "before", "after"}
+
+
+async def test_what_nobody_waits_for_goes_with_the_next(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database:
+        database.run_soon("INSERT INTO notes VALUES ('soon')")
+        await note(database, "now")
+        assert notes(tmp_path / "db") == {"soon", "now"}
+
+
+async def test_what_nobody_waits_for_is_written_without_a_next_one(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database, asyncio.timeout(30):
+        database.run_soon("INSERT INTO notes VALUES ('soon')")
+        while notes(tmp_path / "db") != {"soon"}:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
+
+async def test_what_nobody_waits_for_is_written_at_the_end(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database:
+        database.run_soon("INSERT INTO notes VALUES ('soon')")
+    assert notes(tmp_path / "db") == {"soon"}
+
+
+async def test_what_nobody_waits_for_is_logged_when_it_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(tmp_path / "db") as database:
+        await note(database, "there")
+        database.run_soon("INSERT INTO notes VALUES ('there')")
+        await note(database, "another")
+    assert [record.message for record in caplog.records] == ["something was not written down"]
+
+
+async def test_a_cancelled_caller_has_its_statement_carried_out(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database:
+        asking = asyncio.create_task(note(database, "given"))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        await note(database, "next")
+    assert notes(tmp_path / "db") == {"given", "next"}
+
+
+async def test_a_disk_that_hangs_holds_up_nobody_but_those_who_wait_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path / "db") as database:
+        other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(note(database, "late"))
+        began = time.monotonic()
+        database.run_soon("INSERT INTO notes VALUES ('soon')")
+        await asyncio.sleep(0)
+        assert time.monotonic() - began < 1
+        assert not waiting.done()
+        other.rollback()
+        other.close()
+        async with asyncio.timeout(30):
+            await waiting
+    assert notes(tmp_path / "db") == {"late", "soon"}
