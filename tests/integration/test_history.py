@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -326,6 +326,19 @@ async def test_a_disk_that_is_full_is_a_warning(state_dir: Path) -> None:
     assert done.stderr.count("the history cannot be used") == 1
 
 
+async def test_a_log_is_written_without_the_events_beside_it(history: History) -> None:
+    history.note(notice(EventKind.CLAIMED))
+    history.offer(batch(1, "one", start=0))
+    history.hurry()
+    await history.hurried(20)
+    (kept,) = await history.find(KEY)
+    assert (kept.log_bytes > 0, kept.record) == (True, None)
+    history.note(last := notice(EventKind.FINISHED, outcome="succeeded"))
+    await written(history)
+    (kept,) = await history.find(KEY)
+    assert (kept.state, kept.record) == ("finished", json.loads(last.body))
+
+
 async def test_without_a_folder_there_is_no_history_and_no_error(state_dir: Path, clock: Clock) -> None:
     async with opened(state_dir / "missing", clock) as history:
         history.note(notice(EventKind.FINISHED))
@@ -347,7 +360,7 @@ async def test_only_the_first_waits_for_a_disk_that_does_not_answer(
     held = threading.Event()
     write = Store.write
 
-    def hold(store: Store, told: Iterable[Notice | Batch], now: datetime) -> None:
+    def hold(store: Store, told: Sequence[Notice | Batch], now: datetime) -> None:
         held.wait(20)
         write(store, told, now)
 

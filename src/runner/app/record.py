@@ -1,6 +1,5 @@
 """What jobs tell goes to two places: out into the world, and into this worker's history."""
 
-import asyncio
 from dataclasses import dataclass
 
 from runner.adapters.amqp.events import EventPublisher
@@ -21,7 +20,10 @@ class RecordedEvents:
     history: History
 
     async def publish(self, event: Event) -> None:
-        """Publish, and keep. The journal forgets a result when this returns, so by then the history has it."""
+        """Publish, and keep. The journal forgets a result when this returns, so by then the history has it.
+
+        Written after it is told: whoever waits for it does not wait for the file as well.
+        """
         notice = encode_event(event)
         self.history.note(notice)
         await self.publisher.send(notice)
@@ -51,9 +53,10 @@ class RecordedLogs:
 
     async def flush(self, key: JobKey, claim: str, timeout: float) -> bool:
         """Whether the broker has all batches; the history has them, too, but its troubles make no log incomplete."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.history.written(_PATIENCE))
-            return await self.publisher.flush(key, claim, timeout)
+        self.history.hurry()
+        delivered = await self.publisher.flush(key, claim, timeout)
+        await self.history.hurried(_PATIENCE)
+        return delivered
 
     def forget(self, claim: str) -> None:
         """Nothing more comes for the claim."""

@@ -36,6 +36,11 @@ class Notice:
     reply: Reply | None = None
     traceparent: str | None = None
 
+    @property
+    def claim(self) -> str:
+        """Whose event it is."""
+        return self.message_id.split("/")[2]
+
     def to_json(self) -> str:
         """For keeping."""
         return _NOTICE.dump_json(self).decode()

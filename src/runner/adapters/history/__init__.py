@@ -7,16 +7,16 @@ times a second, and drops rather than hold up a job. A disk that fails is a warn
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from runner.adapters.history.store import Kept, Store
 from runner.codec import Notice
-from runner.job import Bytes, EventKind, JobKey
+from runner.job import Bytes, JobKey
 from runner.ports import Batch, LogPosition
 
 log = logging.getLogger(__name__)
@@ -42,26 +42,30 @@ class History:
         self._thread = thread
         self._now = now
         self._store: Store | None = None
-        self._pending: list[Notice | Batch] = []
+        self._notices: list[Notice] = []
+        self._batches: list[Batch] = []
         self._news = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._writing: asyncio.Future[Exception | None] | None = None
         self._failing = False
         self._stuck = False
 
     def note(self, notice: Notice) -> None:
         """Keep what an event says of its job."""
-        if len(self._pending) < _EVENTS_MOST:
-            self._pending.append(notice)
+        if len(self._notices) < _EVENTS_MOST:
+            self._notices.append(notice)
             self._news.set()
-            if notice.kind is EventKind.FINISHED:
-                self._hurry.set()
 
     def offer(self, batch: Batch) -> None:
         """Keep a batch of a log, unless it is only to be shown live."""
-        if batch.seq is not None and len(self._pending) < _BATCHES_MOST:
-            self._pending.append(batch)
+        if batch.seq is not None and len(self._batches) < _BATCHES_MOST:
+            self._batches.append(batch)
             self._news.set()
+
+    def hurry(self) -> None:
+        """Write what came of the logs now; `written` waits for it. Events have time: a later one tells their job's."""
+        if not self._stuck:
+            batches, self._batches = self._batches, []
+            self._write(batches)
 
     async def written(self, timeout: float) -> None:
         """Return when everything so far is in the file, or cannot be written, or after `timeout` seconds.
@@ -70,11 +74,15 @@ class History:
         """
         if self._stuck:
             return
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        self._news.set()
-        self._hurry.set()
-        _, late = await asyncio.wait((waiting,), timeout=timeout)
+        self._write_all()
+        await self.hurried(timeout)
+
+    async def hurried(self, timeout: float) -> None:
+        """The same for what `hurry` has begun to write."""
+        writing = self._writing
+        if self._stuck or writing is None or writing.done():
+            return
+        _, late = await asyncio.wait((writing,), timeout=timeout)
         self._stuck = bool(late)
 
     async def find(self, key: JobKey) -> list[Kept]:
@@ -92,38 +100,56 @@ class History:
     async def log(self, claim: str) -> AsyncIterator[bytes]:
         """The batches of a claim's log, as they were published. Those that come meanwhile are given as well."""
         after = 0
-        while batches := await self._batches(claim, after):
+        while batches := await self._kept(claim, after):
             for after, body in batches:  # noqa: B007 - where to go on
                 yield body
 
-    async def _batches(self, claim: str, after: int) -> list[tuple[int, bytes]]:
+    async def _kept(self, claim: str, after: int) -> list[tuple[int, bytes]]:
         return await self._ask(lambda store: store.batches(claim, after, _READ_AT_ONCE), [])
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Write what comes, until cancelled."""
         while True:
             await self._news.wait()
-            try:
-                async with asyncio.timeout(GATHER):
-                    await self._hurry.wait()
-            except TimeoutError:
-                pass
+            await asyncio.sleep(GATHER)
             await self.write()
 
     async def write(self) -> None:
-        """Write everything that came so far."""
-        pending, self._pending = self._pending, []
-        waiting, self._waiting = self._waiting, []
+        """Write everything that came so far, however long it takes."""
         self._news.clear()
-        self._hurry.clear()
+        self._write_all()
+        if self._writing is not None:
+            await asyncio.wait((self._writing,))
+
+    def _write_all(self) -> None:
+        notices, self._notices = self._notices, []
+        batches, self._batches = self._batches, []
+        self._write([*notices, *batches])
+
+    def _write(self, told: Sequence[Notice | Batch]) -> None:
+        """Have the thread write it, after all that it was given before."""
+        if told:
+            writing = asyncio.get_running_loop().run_in_executor(self._thread, self._keep, told, self._now())
+            writing.add_done_callback(self._has_written)
+            self._writing = writing
+
+    def _keep(self, told: Sequence[Notice | Batch], now: datetime) -> Exception | None:
+        """In the thread: what kept it from being written."""
         try:
-            if pending:
-                await self._ask(lambda store: store.write(pending, self._now()), None)
-        finally:
-            self._stuck = False
-            for one in waiting:
-                if not one.done():
-                    one.set_result(None)
+            self._opened().write(told, now)
+        except _FAULTS as error:
+            return error
+        return None
+
+    def _has_written(self, writing: asyncio.Future[Exception | None]) -> None:
+        self._stuck = False
+        if not writing.cancelled():
+            self._note_fault(writing.result())
+
+    def _note_fault(self, fault: Exception | None) -> None:
+        if fault is not None and not self._failing:
+            log.warning("the history cannot be used; jobs go on without it", extra={"fault": str(fault)})
+        self._failing = fault is not None
 
     async def _ask(self, question: Callable[[Store], T], otherwise: T) -> T:
         """Have the thread do something with the file; `otherwise` is the answer when that fails."""
@@ -131,11 +157,9 @@ class History:
         try:
             answer = await loop.run_in_executor(self._thread, lambda: question(self._opened()))
         except _FAULTS as error:
-            if not self._failing:
-                log.warning("the history cannot be used; jobs go on without it", extra={"fault": str(error)})
-            self._failing = True
+            self._note_fault(error)
             return otherwise
-        self._failing = False
+        self._note_fault(None)
         return answer
 
     def _opened(self) -> Store:

@@ -7,7 +7,7 @@ place in an index that is held in memory would cost more than what is kept. Many
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -94,13 +94,16 @@ class Store:
         """Close the file."""
         self._database.close()
 
-    def write(self, told: Iterable[Notice | Batch], now: datetime) -> None:
-        """Keep events and batches, in this order, in one transaction; then forget what is too old or too much."""
+    def write(self, told: Sequence[Notice | Batch], now: datetime) -> None:
+        """Keep events and batches, each in their order, in one transaction; then forget what is too old or too much."""
+        notices = [item for item in told if isinstance(item, Notice)]
+        over = {notice.claim for notice in notices if notice.kind is EventKind.FINISHED}
         with self._transaction():
+            for notice in notices:
+                if notice.claim not in over or notice.kind is EventKind.FINISHED:  # which says all of the others
+                    self._note(notice)
             for item in told:
-                if isinstance(item, Notice):
-                    self._note(item)
-                else:
+                if isinstance(item, Batch):
                     self._keep(item, now)
         if now - self._pruned >= _PRUNE_EVERY:
             self._pruned = now
