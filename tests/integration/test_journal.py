@@ -11,12 +11,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tests.attempts import make_attempt
 
 from runner.adapters.journal import KEPT, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.errors import ConfigError
-from runner.job import Choices, JobKey, Limits, Stack, StopReason
-from runner.ports import ClaimRecord, LogPosition, OpenClaim
+from runner.job import Choices, EventKind, JobKey, Limits, Stack, StopReason
+from runner.ports import ClaimRecord, Event, LogPosition, OpenClaim
 
 KEY = JobKey(tenant="acme", id="one")
 START = datetime(2030, 1, 1, 12, 30, 15, 123456, tzinfo=UTC)
@@ -93,6 +94,35 @@ async def test_what_a_later_life_needs_to_go_on_is_there(state_dir: Path) -> Non
             logged=LogPosition(out=1, err=2, seq=3),
         )
         assert await journal.renewed() == START
+
+
+async def test_of_more_jobs_than_are_known_by_heart_none_is_forgotten(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.adapters.journal._REMEMBERED", 3)
+    keys = [JobKey(tenant="acme", id=f"j{number}") for number in range(6)]
+    time = START
+
+    async def known() -> list[bool]:
+        return [await journal.finished_lately(key, timedelta(minutes=10)) for key in keys]
+
+    async with open_journal(state_dir, lambda: time) as journal:
+        for key in keys[:5]:
+            time += timedelta(minutes=1)
+            await journal.claimed(replace(record(key.id, time), key=key))
+            await journal.ended(key.id, finished=True, owed=last_event(key, time))
+        assert await known() == [True, True, True, True, True, False]
+        time += timedelta(minutes=7, seconds=30)
+        assert await known() == [False, False, True, True, True, False]
+    async with open_journal(state_dir, lambda: time) as journal:
+        assert await known() == [False, False, True, True, True, False]
+        time += timedelta(minutes=10)
+        assert await known() == 6 * [False]
+
+
+def last_event(key: JobKey, time: datetime) -> Event:
+    job = replace(make_attempt("true").plan.job, key=key)
+    return Event(kind=EventKind.FINISHED, submission=job, worker="w", claim=key.id, seq=3, attempt=1, time=time)
 
 
 async def test_what_ended_lately_is_known_by_its_container(state_dir: Path) -> None:

@@ -91,6 +91,19 @@ async def test_a_cancel_is_forgotten_after_a_fortnight(memory: Memory, clock: Cl
     assert rows(state_dir, "cancelled") == 0
 
 
+async def test_of_more_cancels_than_are_known_by_heart_none_is_forgotten(state_dir: Path, clock: Clock) -> None:
+    def key(number: int) -> JobKey:
+        return JobKey(tenant="acme", id=f"j{number}")
+
+    async with open_memory(state_dir, clock) as memory:
+        await memory.add_cancels([Cancel(key=key(number), reason="all") for number in range(9_999)], at(1))
+        assert await memory.cancelled(key(20_000)) is None
+        await memory.add_cancels([Cancel(key=key(number), reason="more") for number in range(9_999, 10_002)], at(2))
+        assert [await memory.cancelled(key(number)) for number in (0, 10_001, 20_000)] == ["all", "more", None]
+    async with open_memory(state_dir, clock) as memory:
+        assert [await memory.cancelled(key(number)) for number in (0, 10_001, 20_000)] == ["all", "more", None]
+
+
 async def test_the_first_claim_wins(memory: Memory, clock: Clock) -> None:
     await memory.add_claims([claim("r1", clock.now), claim("r2", clock.now)], at(1))
 

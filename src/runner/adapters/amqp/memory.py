@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 _VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PRUNE_EVERY = timedelta(hours=1)
+_REMEMBERED = 10_000
+"""Up to so many cancelled jobs are known without a look into the file."""
 _SCHEMA = """
     CREATE TABLE positions (
         book TEXT NOT NULL PRIMARY KEY,
@@ -103,6 +105,14 @@ class Memory:
     _thread: ThreadPoolExecutor
     _now: Callable[[], datetime]
     _pruned: datetime = field(default=_EPOCH)
+    _cancelled: set[int] | None = None
+    """Hashes of the keys of all cancelled jobs, and maybe of others; None while there are too many."""
+
+    async def load(self) -> None:
+        """Learn which jobs are cancelled, if they are not too many."""
+        rows = await self._read("SELECT tenant, id FROM cancelled LIMIT ?", (_REMEMBERED + 1,))
+        known = {hash(JobKey(tenant=tenant, id=job_id)) for tenant, job_id in rows}
+        self._cancelled = known if len(rows) <= _REMEMBERED else None
 
     async def position(self, book: Book) -> Position | None:
         """How far the book's stream was read; None when it never was."""
@@ -122,6 +132,10 @@ class Memory:
         """Write down what was read up to there. The first reason given for a job stays, the last time counts."""
         now = _to_number(self._now())
         rows = [(cancel.key.tenant, cancel.key.id, cancel.reason, now) for cancel in cancels]
+        if self._cancelled is not None:  # before the file has it: what is asked meanwhile looks there
+            self._cancelled |= {hash(cancel.key) for cancel in cancels}
+            if len(self._cancelled) > _REMEMBERED:
+                self._cancelled = None
 
         def work(database: sqlite3.Connection) -> None:
             database.executemany(
@@ -153,7 +167,9 @@ class Memory:
         await self._prune()
 
     async def cancelled(self, key: JobKey) -> str | None:
-        """Why the job is not to run any more; None when it may."""
+        """Why the job is not to run any more; None when it may, which takes no look into the file for nearly all."""
+        if self._cancelled is not None and hash(key) not in self._cancelled:
+            return None
         since = _to_number(self._now() - KEPT[Book.CANCELLED])
         rows = await self._read(
             "SELECT reason FROM cancelled WHERE tenant = ? AND id = ? AND time > ?", (key.tenant, key.id, since)
@@ -216,7 +232,9 @@ async def open_memory(state_dir: Path, now: Callable[[], datetime]) -> AsyncIter
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"worker.state_dir: {path} cannot be used: {error}") from error
         try:
-            yield Memory(database, thread, now)
+            memory = Memory(database, thread, now)
+            await memory.load()
+            yield memory
         finally:
             await loop.run_in_executor(thread, database.close)
 
