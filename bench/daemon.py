@@ -163,7 +163,8 @@ async def runner(
             await opened.until_warm(warm)
             yield opened
     finally:
-        process.terminate()
+        if process.returncode is None:
+            process.terminate()
         await process.wait()
         await erase(site.broker, word)
 

@@ -38,6 +38,7 @@ class LogPump:
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _offered: deque[LogPosition] = field(default_factory=deque)
     _unnoted: asyncio.Event = field(default_factory=asyncio.Event)
+    _looks_at: float = float("inf")  # when `run` looks at the log next: waking it for each write of a flood costs more
 
     def __post_init__(self) -> None:
         """What is known will be written again."""
@@ -61,6 +62,7 @@ class LogPump:
         """Offer the batches as they fall due and find room, until cancelled; `finish` cuts the last one."""
         loop = asyncio.get_running_loop()
         while True:
+            self._looks_at = float("inf")
             await self._written.wait()
             self._written.clear()
             while (due := self.log.due) is not None:
@@ -109,7 +111,8 @@ class LogPump:
         self.observer.output(stream, len(data))
         if self._fresh and data.endswith(b"\n"):
             self._offer_first(now)
-        self._written.set()
+        if (due := self.log.due) is not None and due < self._looks_at:
+            self._written.set()
 
     def _offer_first(self, now: float) -> None:
         """The first line waits for nobody, not even for those who tell of the start."""
@@ -131,6 +134,7 @@ class LogPump:
         """Wait until the log's next batch is due; what is written meanwhile may make it due earlier."""
         loop = asyncio.get_running_loop()
         while (left := due - loop.time()) > 0:
+            self._looks_at = due
             try:
                 async with asyncio.timeout(left):
                     await self._written.wait()

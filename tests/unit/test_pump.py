@@ -1,11 +1,13 @@
 """What a job writes is on its way before anybody else has had a turn, if it is the first that it writes."""
 
+import asyncio
+
 import pytest
 from tests.fake_journal import FakeJournal
 from tests.fakes import Clock, FakeLogSink, FakeObserver
 
 from runner.job import Bytes, JobKey, Stream
-from runner.logs import JobLog
+from runner.logs import BATCH_BYTES, JobLog
 from runner.ports import LogPosition
 from runner.pump import LogPump
 
@@ -51,3 +53,29 @@ async def test_what_an_earlier_life_has_offered_is_not_offered_again() -> None:
     sink = FakeLogSink()
     pump(sink, LogPosition(out=4, seq=1)).write(Stream.OUT, b"one\n")
     assert sink.batches == []
+
+
+async def test_it_looks_early_only_for_what_is_due_earlier() -> None:
+    sink = FakeLogSink()
+    later = pump(sink)
+    later.log = JobLog(KEY, "c1", Bytes(4 * BATCH_BYTES))
+    running = asyncio.create_task(later.run())
+    try:
+        later.write(Stream.OUT, b"one\n")
+        later.write(Stream.OUT, b"tw")
+        await turns()
+        assert len(sink.batches) == 1
+        later.write(Stream.OUT, b"o")
+        assert not later._written.is_set()
+        later.write(Stream.OUT, BATCH_BYTES * b"x")
+        await turns()
+        assert len(sink.batches) == 2
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def turns() -> None:
+    """Let the others have some turns of the event loop, in much less time than a batch waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
