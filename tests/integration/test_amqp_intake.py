@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from secrets import token_hex
+from typing import Any
 
 import pytest
 from aio_pika.abc import AbstractConnection
@@ -12,14 +13,16 @@ from tests.integration.amqp_house import Room, Side, eventually, open_room, open
 from tests.proxy import Proxy
 from tests.services import Endpoint
 
-from runner.adapters.amqp import topology
+from runner.adapters.amqp import intake, topology
 from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
 from runner.job import Job, Priority
-from runner.ports import Delivery, QueueKey, Vanished
+from runner.ports import Delivery, Lease, QueueKey, Vanished
 
 pytestmark = pytest.mark.broker
+
+NORMAL = QueueKey(pool="default", priority=Priority.NORMAL)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,69 @@ async def test_looking_past_jobs_leaves_no_channels_behind(room: Room, broker: E
             await eventually(lambda: channels() <= before, "spare channels are closed")
 
 
+async def test_several_jobs_of_one_queue_come_at_once_where_more_wait(
+    room: Room, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_LOOK_PAST", 60.0)  # else others would come beside those that are not settled
+    monkeypatch.setattr(intake, "_AT_ONCE", 60.0)  # the machine may be slow
+    await fill(room, 12)
+    await room.holds(room.names.jobs(NORMAL), 12)
+    side.intake.want(12)
+    taken = [await side.take() for _ in range(4)]
+    assert [id_of(delivery) for delivery in taken] == [f"normal-{number}" for number in range(4)]
+    with pytest.raises(TimeoutError):
+        await side.take(timeout=0.3)
+    for number in range(8):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(taken[number].drop())
+            taken.append(await side.take())
+    for delivery in taken[8:]:
+        await delivery.drop()
+    assert sorted(map(id_of, taken)) == sorted(f"normal-{number}" for number in range(12))
+    side.intake.want(6)
+    await until_consumers(room, 6)  # one of each queue, as ever
+
+
+async def test_however_many_come_at_once_no_more_are_held_than_there_are_slots(room: Room, side: Side) -> None:
+    slots, jobs, ended, most = 10, 60, 0, 0
+    await fill(room, jobs)
+    really_wrap = side.intake.wrap
+
+    def wrap(*args: Any) -> Delivery:
+        nonlocal most
+        delivery = really_wrap(*args)
+        most = max(most, len(side.given) - ended)
+        return delivery
+
+    side.intake.wrap = wrap
+    side.intake.want(slots)
+    running: list[asyncio.Task[Lease]] = []
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(jobs):
+            delivery = await side.take()
+            running.append(tasks.create_task(delivery.claim(f"c{number}")))
+            while len(running) == slots or (number == jobs - 1 and running):
+                await (await running.pop(0)).settle()
+                ended += 1
+            side.intake.want(slots - (len(side.given) - ended))
+    assert most == slots
+    assert await waiting(room) == 0
+
+
+async def test_jobs_of_a_tenants_own_queue_come_one_by_one(
+    room: Room, side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "_LOOK_PAST", 60.0)
+    monkeypatch.setattr(intake, "_AT_ONCE", 60.0)
+    await fill(room, 6, tenant="named")
+    side.intake.want(12)
+    for _ in range(6):
+        delivery = await side.take()
+        with pytest.raises(TimeoutError):
+            await side.take(timeout=0.1)
+        await delivery.drop()
+
+
 async def test_closing_gives_back_what_nobody_took(room: Room, side: Side) -> None:
     await fill(room, 2, *Priority)
     side.intake.want(3)
@@ -214,9 +280,8 @@ async def test_a_queue_without_a_rank_is_left_alone(room: Room, side: Side) -> N
     await fill(room, 1, tenant="named")
     await fill(room, 1)
     side.intake.want(6)
-    delivery = await side.take()
-    await until_consumers(room, 2 + 1)
-    await delivery.drop()
+    await (await side.take()).drop()
+    await until_consumers(room, 3)
     with pytest.raises(TimeoutError):
         await side.take(timeout=0.3)
     assert await waiting(room) == 1

@@ -89,6 +89,22 @@ def test_a_busy_queue_that_had_its_share_pauses_until_the_others_caught_up() -> 
     assert LOW in choose(shares, backlog, 3)
 
 
+def test_the_only_queue_with_work_is_listened_to_as_often_as_it_may_be() -> None:
+    ranks = dict.fromkeys(ALL, 0.0)
+    assert Counter(Shares().choose(ranks, {LOW: 9}, 99, {LOW: 4})) == {HIGH: 1, NORMAL: 1, LOW: 4}
+    assert Counter(Shares().choose(ranks, {LOW: 9}, 4, {LOW: 4})) == {HIGH: 1, NORMAL: 1, LOW: 2}
+    assert Shares().choose(ranks, {LOW: 9}, 1, {LOW: 4}) == [LOW]
+
+
+def test_where_two_queues_have_work_each_is_listened_to_once() -> None:
+    limits = {LOW: 4, HIGH: 4}
+    chosen = Shares().choose(dict.fromkeys(ALL, 0.0), {LOW: 9, HIGH: 1}, 99, limits)
+    assert Counter(chosen) == {HIGH: 1, NORMAL: 1, LOW: 1}
+    # One that may not be listened to now has its work all the same.
+    chosen = Shares().choose(dict.fromkeys(ALL, 0.0), {LOW: 9, HIGH: 1}, 99, {**limits, HIGH: 0})
+    assert Counter(chosen) == {NORMAL: 1, LOW: 1}
+
+
 def test_within_a_priority_the_tenant_that_spent_the_least_goes_first() -> None:
     queues = [QueueKey(pool="default", priority=Priority.NORMAL, tenant=tenant) for tenant in ("a", "b")]
     shares = Shares()

@@ -3,14 +3,18 @@
 An open consumer with a prefetch of one is a reservation: it brings one job, at once, and no second one until the first
 is settled. So there are never more open consumers than the worker wants jobs, and one is cancelled *before* its job is
 acked when no further job is wanted. Which queues get the consumers is decided in `share`.
+
+A queue has one consumer, until it has shown that more jobs wait in it than one: then it has up to `_WIDEST`, so that
+one job is fetched while others are being claimed, and one again when no job has come for a while.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, AckUnknown, SessionOver, describe, until_closed
 from runner.adapters.amqp.names import Names
@@ -22,6 +26,12 @@ _LOOK_AGAIN = 0.5
 """Seconds between two looks at the queues' depths while there is not room for all of them."""
 _LOOK_PAST = 0.25
 """Seconds after which a job that is not settled has its queue's next one fetched beside it."""
+_WIDEST = 4
+"""How many jobs of one queue are fetched and claimed side by side."""
+_AT_ONCE = 0.05
+"""Seconds. A job that comes so soon after there was a place for it had been waiting, and maybe not alone."""
+_QUIET = 1.0
+"""Seconds without a job after which a queue has one consumer again."""
 
 
 def no_rank(_: QueueKey) -> float:
@@ -36,36 +46,73 @@ Wrap = Callable[[AbstractIncomingMessage, QueueKey | None, Ack], Delivery]
 
 @dataclass(slots=True)
 class _Tap:
-    """One channel with one consumer on one queue."""
+    """One consumer with a prefetch of one. `holds` while its job is not settled; `since` is when that began or ended.
 
-    queue: QueueKey
-    name: str
+    One that is `kept` will be waiting for the next job as soon as the ack of this one is sent.
+    """
+
+    since: float
+    tag: str | None = None
+    holds: bool = False
+    kept: bool = False
+
+
+@dataclass(slots=True)
+class _Source:
+    """One queue, and the channel with its consumers. `width` is how many there may be at a time."""
+
+    key: QueueKey
+    queue: AbstractQueue
     channel: AbstractChannel
     watch: asyncio.Task[None]
-    tag: str | None = None
-    busy_since: float | None = None
+    taps: list[_Tap] = field(default_factory=list)
+    width: int = 1
+    came: float = 0.0
+    _asked: int = 0
+    _answered: int = 0
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def open(self, bring: Callable[[AbstractIncomingMessage], Awaitable[None]]) -> None:
+    async def open(self, bring: Callable[["_Source", _Tap, AbstractIncomingMessage], Awaitable[None]]) -> None:
+        """Have one consumer more."""
+        tap = _Tap(asyncio.get_running_loop().time())
+        self.taps.append(tap)
         async with asyncio.timeout(RPC_TIMEOUT):
-            queue = await self.channel.get_queue(self.name, ensure=False)
-            self.tag = await queue.consume(bring)
+            tag = await self.queue.consume(partial(bring, self, tap))
+        tap.tag = tag
 
-    async def answers(self) -> None:
-        """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere."""
-        async with asyncio.timeout(RPC_TIMEOUT):
-            await self.channel.set_qos(prefetch_count=1)
-
-    async def close(self) -> None:
-        tag, self.tag = self.tag, None
+    async def close(self, tap: _Tap) -> None:
+        """End the consumer; the job that it holds stays valid. Returns when the broker has answered."""
+        tag, tap.tag = tap.tag, None
         if tag is not None:
             async with asyncio.timeout(RPC_TIMEOUT):
-                queue = await self.channel.get_queue(self.name, ensure=False)
-                await queue.cancel(tag)
+                await self.queue.cancel(tag)
+        if not tap.holds:
+            self.taps.remove(tap)  # not before: until it has the answer it may bring a job
 
-    async def remove(self) -> None:
-        self.watch.cancel()
-        async with asyncio.timeout(RPC_TIMEOUT):
-            await self.channel.close()
+    async def answers(self) -> None:
+        """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere.
+
+        Those who wait while a question is on its way share the next one.
+        """
+        number = self._asked + 1
+        async with self._asking:
+            if self._answered < number:
+                self._asked += 1
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    await self.channel.set_qos(prefetch_count=1)
+                self._answered = self._asked
+
+    def brought(self, tap: _Tap) -> bool:
+        """The tap has a job now. True when it had been waiting, so that there may be more."""
+        self.came = asyncio.get_running_loop().time()
+        waited, tap.since, tap.holds = self.came - tap.since, self.came, True
+        return waited < _AT_ONCE
+
+    def settled(self, tap: _Tap) -> None:
+        """The tap has no job any more."""
+        tap.since, tap.holds, tap.kept = asyncio.get_running_loop().time(), False, False
+        if tap.tag is None:
+            self.taps.remove(tap)
 
 
 @dataclass(slots=True)
@@ -83,7 +130,7 @@ class JobIntake:
     _taken: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _shares: Shares = field(default_factory=Shares)
-    _taps: list[_Tap] = field(default_factory=list)
+    _sources: dict[QueueKey, _Source] = field(default_factory=dict)
     _late: list[AbstractIncomingMessage] = field(default_factory=list)
     _arranging: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -105,9 +152,9 @@ class JobIntake:
         self._closed = True
         self.want(0)
         async with self._arranging:  # a consumer that is being opened would be forgotten
-            for tap in self._taps:
+            for source, tap in list(self._taps()):
                 try:
-                    await tap.close()
+                    await source.close(tap)
                 except BROKER_FAULTS:
                     continue  # the session is over; nothing comes from it any more
         for message in self._late:
@@ -127,14 +174,14 @@ class JobIntake:
                         await self._arrange(connection, admin, tasks)
                     await self._until_changed()
         finally:
-            self._taps.clear()
+            self._sources.clear()
 
     async def _until_changed(self) -> None:
         # A queue that is not listened to has to be looked at: nothing else tells that its turn has come.
-        listening = {tap.queue for tap in self._taps if tap.tag and tap.busy_since is None}
-        tight = self._wanted > 0 and len(listening) < len(self.queues)
+        tight = self._wanted > 0 and len(self._reserved()) < len(self.queues)
+        wide = any(source.width > 1 for source in self._sources.values())
         try:
-            async with asyncio.timeout(_LOOK_AGAIN if tight else None):
+            async with asyncio.timeout(_LOOK_AGAIN if tight or wide else None):
                 await self._changed.wait()
         except TimeoutError:
             return
@@ -143,26 +190,46 @@ class JobIntake:
         """Open and close consumers until they are those that are wanted now."""
         if self._wanted > 0 and self._outdated():
             await self._look(admin)
+        self._narrow()
         chosen = self._choose()
-        for tap in [tap for tap in self._taps if tap.tag and tap.busy_since is None and tap.queue not in chosen]:
-            await tap.close()
-        await self._remove_spare()
-        listening = {tap.queue for tap in self._taps if tap.tag and tap.busy_since is None}
-        for queue in chosen:
-            if queue not in listening:
-                await self._listen(queue, connection, tasks)
+        surplus = self._reserved() - chosen
+        for source, tap in [(source, tap) for source, tap in self._taps() if not tap.holds]:
+            if surplus[source.key] > 0:
+                surplus[source.key] -= 1
+                await source.close(tap)
+        for queue in (chosen - self._reserved()).elements():
+            if self._reserved().total() < self._wanted:
+                source = self._sources.get(queue) or await self._make_source(queue, connection, tasks)
+                await source.open(self._bring)
 
-    def _choose(self) -> list[QueueKey]:
-        """The queues that a consumer should wait on; those that have just brought a job wait for it to be settled."""
-        if self._wanted <= 0:
-            return []
+    def _taps(self) -> Iterator[tuple[_Source, _Tap]]:
+        return ((source, tap) for source in self._sources.values() for tap in source.taps)
+
+    def _narrow(self) -> None:
+        """Where no job has come for a while, one consumer is enough again."""
         now = asyncio.get_running_loop().time()
-        recent = {tap.queue for tap in self._taps if tap.busy_since is not None and now - tap.busy_since < _LOOK_PAST}
-        return self._shares.choose(self._ranks(recent), self.backlog, self._wanted)
+        for source in self._sources.values():
+            if now - source.came > _QUIET:
+                source.width = 1
 
-    def _ranks(self, without: Collection[QueueKey]) -> dict[QueueKey, float]:
+    def _reserved(self, without: _Tap | None = None) -> Counter[QueueKey]:
+        """How many jobs of each queue may come without anybody's doing."""
+        return Counter(source.key for source, tap in self._taps() if tap is not without and (tap.kept or not tap.holds))
+
+    def _choose(self, without: _Tap | None = None) -> Counter[QueueKey]:
+        """How many jobs to wait for in each queue; those that it has just brought wait to be settled, and count."""
+        if self._wanted <= 0:
+            return Counter()
+        now = asyncio.get_running_loop().time()
+        limits = {source.key: source.width for source in self._sources.values()}
+        for source, tap in self._taps():
+            if tap is not without and tap.holds and not tap.kept and now - tap.since < _LOOK_PAST:
+                limits[source.key] -= 1
+        return Counter(self._shares.choose(self._ranks(), self.backlog, self._wanted, limits))
+
+    def _ranks(self) -> dict[QueueKey, float]:
         """The queues that may be listened to. One without a rank is not: its tenant runs as much as it may."""
-        ranks = {queue: self.rank(queue) for queue in self.queues if queue not in without}
+        ranks = {queue: self.rank(queue) for queue in self.queues}
         return {queue: rank for queue, rank in ranks.items() if rank is not None}
 
     def _outdated(self) -> bool:
@@ -178,61 +245,57 @@ class JobIntake:
             self.backlog[queue] = declared.declaration_result.message_count or 0
         self._looked = asyncio.get_running_loop().time()
 
-    async def _listen(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> None:
-        idle = next((tap for tap in self._taps if tap.queue == queue and not tap.tag and tap.busy_since is None), None)
-        tap = idle or await self._make_tap(queue, connection, tasks)
-        await tap.open(partial(self._bring, tap))
-
-    async def _make_tap(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> _Tap:
+    async def _make_source(self, queue: QueueKey, connection: AbstractConnection, tasks: asyncio.TaskGroup) -> _Source:
         async with asyncio.timeout(RPC_TIMEOUT):
             channel = await connection.channel(publisher_confirms=False)
             await channel.set_qos(prefetch_count=1)
-        tap = _Tap(queue, self.names.jobs(queue), channel, tasks.create_task(until_closed(channel)))
-        self._taps.append(tap)
-        return tap
+            found = await channel.get_queue(self.names.jobs(queue), ensure=False)
+        source = _Source(queue, found, channel, tasks.create_task(until_closed(channel)))
+        self._sources[queue] = source
+        return source
 
-    async def _bring(self, tap: _Tap, message: AbstractIncomingMessage) -> None:
+    async def _bring(self, source: _Source, tap: _Tap, message: AbstractIncomingMessage) -> None:
         if self._closed:
             self._late.append(message)  # put back when its consumer is gone, or it would come again at once
             return
         self._wanted = max(0, self._wanted - 1)
-        tap.busy_since = asyncio.get_running_loop().time()
-        self._shares.served(tap.queue)
+        # A tenant's own queue has its cap and its rank, which may be others with each job that is taken.
+        if source.brought(tap) and source.key.tenant is None:
+            source.width = min(source.width * 2, _WIDEST)
+            self.backlog[source.key] = max(self.backlog.get(source.key, 0), 1)
+        self._shares.served(source.key)
 
         async def ack() -> None:
-            await self._settle(tap, message)
+            await self._settle(source, tap, message)
 
-        self._taken.put_nowait(self.wrap(message, tap.queue, ack))
+        self._taken.put_nowait(self.wrap(message, source.key, ack))
         self._changed.set()
 
-    async def _settle(self, tap: _Tap, message: AbstractIncomingMessage) -> None:
+    async def _settle(self, source: _Source, tap: _Tap, message: AbstractIncomingMessage) -> None:
         try:
-            if tap.tag and tap.queue not in self._choose_after(tap):
-                await tap.close()
-            await tap.answers()
+            tap.kept = self._keeps(source, tap)
+            if tap.kept or tap.tag is None:
+                await source.answers()
+                tap.kept = tap.kept and self._keeps(source, tap)
+            if tap.tag is not None and not tap.kept:
+                await source.close(tap)
         except BROKER_FAULTS as error:
             raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
+        source.settled(tap)
+        self._changed.set()
         try:
             await message.ack()
         except BROKER_FAULTS as error:
             raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
-        tap.busy_since = None
-        self._changed.set()
 
-    def _choose_after(self, tap: _Tap) -> list[QueueKey]:
-        """What would be listened to if the tap's job were settled."""
-        others = [other.queue for other in self._taps if other is not tap and other.tag and other.busy_since is None]
-        room = self._wanted - len(others)
-        if room <= 0 or tap.queue in others:
-            return []
-        return self._shares.choose(self._ranks(others), self.backlog, room)
-
-    async def _remove_spare(self) -> None:
-        """Keep one channel for each queue; another one was for looking past a job that waited."""
-        for tap in [tap for tap in self._taps if tap.tag is None and tap.busy_since is None]:
-            if sum(1 for other in self._taps if other.queue == tap.queue) > 1:
-                self._taps.remove(tap)
-                await tap.remove()
+    def _keeps(self, source: _Source, tap: _Tap) -> bool:
+        """Whether another job is wanted of the tap when its own is settled."""
+        reserved = self._reserved(without=tap)
+        return (
+            tap.tag is not None
+            and reserved.total() < self._wanted
+            and reserved[source.key] < self._choose(without=tap)[source.key]
+        )
 
 
 async def _put_back(message: AbstractIncomingMessage) -> None:

@@ -8,6 +8,7 @@ the least.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from runner.job import Priority
 from runner.ports import QueueKey
@@ -34,16 +35,30 @@ class Shares:
         self._now = max(self._now, passed)
         self._passes[_group(queue)] = passed + 1 / WEIGHTS[queue.priority]
 
-    def choose(self, ranks: Mapping[QueueKey, float], backlog: Mapping[QueueKey, int], count: int) -> list[QueueKey]:
-        """Up to `count` of the queues in `ranks` to listen to.
+    def choose(
+        self,
+        ranks: Mapping[QueueKey, float],
+        backlog: Mapping[QueueKey, int],
+        count: int,
+        limits: Mapping[QueueKey, int] = MappingProxyType({}),
+    ) -> list[QueueKey]:
+        """Up to `count` of the queues in `ranks` to listen to, each at most as often as `limits` says, or else once.
 
         Where jobs wait in several queues, those that had more than their share pause until the others have caught up;
-        queues where nothing waits are listened to as far as there is room.
+        queues where nothing waits are listened to as far as there is room. Only the one queue in which jobs wait while
+        all others are empty is listened to more than once: who goes next is decided job by job where there is a choice.
         """
-        order = sorted(ranks, key=lambda queue: (self._pass(queue), _URGENCY[queue.priority], ranks[queue]))
+        order = sorted(
+            (queue for queue in ranks if limits.get(queue, 1) > 0),
+            key=lambda queue: (self._pass(queue), _URGENCY[queue.priority], ranks[queue]),
+        )
         busy = [queue for queue in order if backlog.get(queue, 0) > 0]
         idle = [queue for queue in order if backlog.get(queue, 0) == 0]
-        return (self._due(busy) + idle)[:count]
+        chosen = (self._due(busy) + idle)[:count]
+        rivals = [queue for queue in ranks if backlog.get(queue, 0) > 0]
+        if len(rivals) == 1 and rivals[0] in chosen:
+            chosen += rivals * min(limits.get(rivals[0], 1) - 1, count - len(chosen))
+        return chosen
 
     def _due(self, busy: list[QueueKey]) -> list[QueueKey]:
         """The first queue of each priority that is not ahead of its turn."""
