@@ -1,6 +1,7 @@
 """The engine is asked for a job's end before its container is removed, and heard without being waited for."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,16 +37,19 @@ class Engine:
 
     state: dict[str, Any] | None
     failure: Exception | None = None
+    ends: bool = False
     asked: list[str] = field(default_factory=list)
 
     async def wait(self, _container: str) -> bool:
         self.asked.append("wait")
-        if self.failure is not None:
-            raise self.failure
+        if self.state is not None and self.ends:
+            self.state = self.state | {"Status": "exited"}
         return True
 
     async def inspect(self, _container: str) -> dict[str, Any] | None:
         self.asked.append("inspect")
+        if self.failure is not None:
+            raise self.failure
         return None if self.state is None else {"State": self.state}
 
     async def remove(self, _name: str, _container: str | None = None) -> bool:
@@ -53,12 +57,19 @@ class Engine:
         return True
 
 
-def container_of(engine: Engine, report: Report | None = REPORT) -> DockerContainer:
+class Streams:
+    """An attachment that ends when it is told to."""
+
+    def listen(self, _on_data: object, on_end: Callable[[], None]) -> None:
+        self.end = on_end
+
+
+def container_of(engine: Engine, report: Report | None = REPORT, *, streams: Streams | None = None) -> DockerContainer:
     nothing = cast("Any", None)
     container = DockerContainer(
         client=cast("Any", engine),
         container="c0ffee",
-        attachment=None,
+        attachment=cast("Any", streams),
         folder=nothing,
         limits=Limits(),
         excess=nothing,
@@ -101,9 +112,27 @@ async def test_what_the_engine_knows_otherwise_is_counted_and_logged(
 ) -> None:
     engine = Engine(EXITED | other)
     log = await undo(engine, tmp_path, container_of(engine))
-    assert engine.asked == ["wait", "inspect", "remove"]
+    assert engine.asked == ["inspect", "remove"]
     assert log.disputed == disputed
     assert len(caplog.records) == len(disputed)
+
+
+async def test_one_that_has_not_noticed_the_end_yet_is_waited_for(tmp_path: Path) -> None:
+    engine = Engine(EXITED | {"Status": "running", "ExitCode": 3}, ends=True)
+    log = await undo(engine, tmp_path, container_of(engine))
+    assert engine.asked == ["inspect", "wait", "inspect", "remove"]
+    assert log.disputed == {"exit_code": 1}
+
+
+async def test_nothing_is_asked_before_the_streams_have_ended(tmp_path: Path) -> None:
+    engine, streams = Engine(EXITED), Streams()
+    undoing = asyncio.create_task(undo(engine, tmp_path, container_of(engine, streams=streams)))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert engine.asked == []
+    streams.end()
+    await undoing
+    assert engine.asked == ["inspect", "remove"]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ class DockerContainer:
         self._begun = asyncio.Event()
         self._told = asyncio.Event()  # the init has told the end, on both streams
         self._settled = asyncio.Event()  # … or the attachment brings no more
+        self._detached = asyncio.Event()  # the attachment brings no more
         self._signalled = False
         self._killed = False  # by the engine, the init included
         self._unwatched = False  # the engine may have stopped the job while nobody saw it go
@@ -83,6 +84,7 @@ class DockerContainer:
         self._whole = True  # nothing is known to be missing from the beginning
         if attachment is None:
             self._settled.set()
+            self._detached.set()
         else:
             attachment.listen(self._receive, self._detach)
 
@@ -196,7 +198,10 @@ class DockerContainer:
             return []
         try:
             async with asyncio.timeout(_SECOND_OPINION):
-                state = await self._ended_state()
+                await self._detached.wait()  # comes about when the engine hears of the end, and costs nothing
+                state = await self._state()
+                if state is not None and not ending.over(state):
+                    state = await self._ended_state()
             return ending.disagreements(report, state) if state is not None and ending.over(state) else []
         except (TimeoutError, EngineError, KeyError, TypeError, ValueError):
             return []  # a second opinion, and nobody may wait for it
@@ -225,6 +230,7 @@ class DockerContainer:
     def _detach(self) -> None:
         self._begun.set()
         self._settled.set()
+        self._detached.set()
 
     def _hand_over(self, stream: Stream, data: bytes) -> None:
         if data:
@@ -318,6 +324,9 @@ class DockerContainer:
     async def _ended_state(self) -> Mapping[str, Any] | None:
         """The container's state after waiting for its end, at most a minute; None if there is no container."""
         await self._client.wait(self._id)
+        return await self._state()
+
+    async def _state(self) -> Mapping[str, Any] | None:
         found = await self._client.inspect(self._id)
         return None if found is None else found["State"]
 

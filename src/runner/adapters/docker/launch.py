@@ -59,6 +59,7 @@ class Launch:
         """Close the connection to the container's streams, if there is one."""
         if self.attachment is not None:
             self.attachment.close()
+            self.attachment = None
 
     def let_go_of_disk(self) -> None:
         """Leave the scratch disk to the engine that has mounted it, or to nobody."""
@@ -125,13 +126,12 @@ class Launches:
         name = container_of(claim, self.worker)
         launch = self.of(name, possible=True)
         try:
+            if launch.container is not None:
+                await self._compare(launch.container)
             launch.let_go_of_streams()
-            launch.attachment = None
             if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
                 await asyncio.wait(under_way)
             container = await launch.outcome()
-            if launch.container is not None:
-                await self._compare(launch.container)
             if launch.possible:
                 await self.removal.remove(name, container)
             if launch.uncertain:
@@ -139,6 +139,7 @@ class Launches:
                 await self.removal.remove(name)
             await self._remove_files(self.folders.of(claim))
         finally:
+            launch.let_go_of_streams()
             launch.let_go_of_disk()
             self.scratch.forget(name)
             self._known.pop(name, None)

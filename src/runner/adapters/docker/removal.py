@@ -35,20 +35,22 @@ class Removal:
         self._again = asyncio.Semaphore(_STUBBORN_AT_ONCE)
 
     async def remove(self, name: str, container: str | None = None) -> bool:
-        """Return when the engine knows neither that name nor that id; whether there was anything to remove.
+        """Return when the engine has told that there is no such container; whether there was anything to remove.
 
-        Retries for as long as it takes.
+        `container` is its id, where the engine's answer has told it: nothing else has the name then, since the engine
+        gives a name once, and a rename that nobody heard of again makes no other container. Without it, whatever has
+        the name goes. Retries for as long as it takes.
         """
-        targets = [name] if container is None or container == name else [container, name]
+        target = name if container is None else container
         found, line = False, self._first
         for pause in _pauses():
             try:
                 async with _place_in(line):
-                    deletions = {target: await self._client.delete(target) for target in targets}
-                    # Who was told that there is none need not ask again.
-                    left = [target for target, deletion in deletions.items() if deletion is not Deletion.ABSENT]
-                    found = found or bool(left)
-                    if await self._absent(left, patient=Deletion.IN_PROGRESS in deletions.values()):
+                    deletion = await self._client.delete(target)
+                    if deletion is Deletion.ABSENT:
+                        break
+                    found = True
+                    if await self._absent(target, patient=deletion is Deletion.IN_PROGRESS):
                         break
                 problem = "the engine still has it"
             except EngineError as error:
@@ -62,12 +64,12 @@ class Removal:
         self._census.gone(name)
         return found
 
-    async def _absent(self, targets: list[str], *, patient: bool) -> bool:
-        """Whether the engine has none of them. `patient`: it says that it is at work on it."""
+    async def _absent(self, target: str, *, patient: bool) -> bool:
+        """Whether the engine has no such container. `patient`: it says that it is at work on it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (_IN_PROGRESS_FOR if patient else 0)
         while True:
-            if not [target for target in targets if await self._client.inspect(target) is not None]:
+            if await self._client.inspect(target) is None:
                 return True
             if loop.time() >= deadline:
                 return False
