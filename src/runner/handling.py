@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from runner.capacity import Claim
 from runner.errors import BrokerError, DeferredError, EngineError, RejectedError
 from runner.job import (
     Blame,
+    Choices,
     DeadCode,
     EventKind,
     Invalid,
@@ -21,6 +22,7 @@ from runner.job import (
     Verdict,
     container_name,
 )
+from runner.noting import note
 from runner.plan import check_request, make_plan
 from runner.ports import Delivery, Lease, OpenClaim, Phases
 from runner.retry import deferral
@@ -307,14 +309,39 @@ class Handling:
         name = container_name(self.place.rules.name, held.claim)
         engine.expect(name, plan)
         try:
-            lease = self.lease = await self.delivery.claim(held.claim)
+            lease = await self._claim(held, plan, claimed)
             held.claimed = True
             self.timeline.attempt, self.timeline.claimed = lease.number, claimed
             tenure = Tenure(place=self.place, held=held, lease=lease, timeline=self.timeline)
-            await tenure.begin(plan, claimed, self.delivery.run)
+            if await tenure.may_start(self.delivery.run):
+                await tenure.begin(plan, claimed)
         finally:
             if held.run is None:
                 engine.drop(name)  # it did not come to a start
+
+    async def _claim(self, held: Held, plan: Plan, claimed: datetime) -> Lease:
+        """Take the lease, and have the claim on record beside it: nothing was made for the job yet.
+
+        A record without a lease is given up by whoever finds it. That of a job which may turn out not to be the only
+        one comes later, for whoever adopts a claim asks no more.
+        """
+        journal = self.place.outside.journal
+        if held.job.unique is not None:
+            self.lease = await self.delivery.claim(held.claim)
+            return self.lease
+        record = self.place.record(held.claim, held.job.key, claimed, self.delivery.number, Choices.of(plan))
+        lease, fault = await asyncio.gather(
+            self.delivery.claim(held.claim),
+            journal.claimed(replace(record, told=self.timeline.seq + 1)),
+            return_exceptions=True,
+        )
+        if isinstance(lease, BaseException):
+            await note("that a claim came to nothing", held.claim, journal.forgotten(held.claim))
+            raise lease
+        self.lease = lease
+        if fault is not None:
+            raise fault
+        return lease
 
     async def recover(self) -> None:
         """After a fault of ours, let the job be run again, anywhere; `max_lost` and the poison count end it."""

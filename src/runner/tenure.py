@@ -45,13 +45,11 @@ class Tenure:
     lease: Lease
     timeline: Timeline
 
-    async def begin(self, plan: Plan, claimed: datetime, run: str) -> None:
-        """Start the job, which is of that run, unless it is to be unique and is not."""
-        if not await self._may_start(run):
-            return
-        key, number = self.held.job.key, self.lease.number
-        record = self.place.record(self.held.claim, key, claimed, number, Choices.of(plan))
-        await self.place.outside.journal.claimed(replace(record, told=self.timeline.seq + 1))
+    async def begin(self, plan: Plan, claimed: datetime) -> None:
+        """Start the job."""
+        if self.held.job.unique is not None:
+            record = self.place.record(self.held.claim, self.held.job.key, claimed, self.lease.number, Choices.of(plan))
+            await self.place.outside.journal.claimed(replace(record, told=self.timeline.seq + 1))
         self.timeline.tell(EventKind.CLAIMED)
         await self._see_through(self._make_run(plan, claimed))
 
@@ -60,8 +58,8 @@ class Tenure:
         await self.place.outside.journal.adopted(self.held.claim)
         await self._see_through(self._make_run(plan, earlier.record.claimed, earlier))
 
-    async def _may_start(self, run: str) -> bool:
-        """Deal with a unique job that is not the only one: false when there is nothing to start.
+    async def may_start(self, run: str) -> bool:
+        """Deal with a unique job, which is of that run and not the only one: false when there is nothing to start.
 
         Asked under the lease, which has the run in it: a run that has won must not be forgotten by a crash.
         """

@@ -22,7 +22,6 @@ RUN = "runner.executor:Run"
 ONCE = [
     ("before", f"{LEASES}.acquire"),
     ("after", f"{INTAKE}._settle"),
-    ("after", f"{JOURNAL}.claimed"),
     ("before", f"{ENGINE}.launch"),
     ("after", f"{ENGINE}.launch"),
     ("after", f"{JOURNAL}.started"),
@@ -34,8 +33,15 @@ ONCE = [
     ("before", f"{ENGINE}.discard"),
 ]
 """A job that is killed with its daemon here is not started a second time by the broker's giving it out again."""
-IN_A_WINDOW = [("after", f"{LEASES}.acquire")]
-"""The lease is confirmed and the delivery is not acked: both come again (docs/decisions/0001-leases.md)."""
+IN_A_WINDOW = [
+    ("after", f"{LEASES}.acquire"),
+    ("before", f"{JOURNAL}.claimed"),
+    ("after", f"{JOURNAL}.claimed"),
+]
+"""The lease is on its way or confirmed, and the delivery is not acked: both come again (docs/decisions/0001-leases.md).
+
+The claim is on record or not: what a later life finds there without its lease, it gives up.
+"""
 IN_A_RETRY = [("before", f"{LEASE}.retry"), ("after", f"{LEASE}.retry")]
 
 

@@ -40,6 +40,7 @@ from runner.errors import (
     EngineGone,
     EngineUnfit,
     ImageMissing,
+    JournalError,
     RejectedError,
     StartError,
 )
@@ -448,6 +449,57 @@ async def test_a_container_may_be_chosen_while_the_job_is_being_claimed() -> Non
         delivery.claimable.set()
         await settled(delivery)
     assert house.engine.expected == {}
+    assert house.events.outcome("a") is Outcome.SUCCEEDED
+
+
+async def test_a_claim_is_put_on_record_while_the_lease_is_on_its_way() -> None:
+    house = House()
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        delivery.claimable.clear()
+        await until(lambda: house.journal.open)
+        assert house.engine.launched == []
+        delivery.claimable.set()
+        await settled(delivery)
+    assert house.events.outcome("a") is Outcome.SUCCEEDED
+
+
+async def test_a_claim_that_came_to_nothing_leaves_no_record() -> None:
+    house = House()
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        delivery.claimable.clear()
+        await until(lambda: house.journal.open)
+        delivery.gone = True
+        delivery.claimable.set()
+        await until(lambda: not house.journal.open)
+    assert house.journal.over == {}, "the lease may come back, and is no ended claim's"
+
+
+async def test_a_job_whose_claim_cannot_be_put_on_record_is_given_back_unstarted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def full(_: ClaimRecord) -> None:
+        raise JournalError("the journal failed: database or disk is full")
+
+    house = House()
+    monkeypatch.setattr(house.journal, "claimed", full)
+    async with at_work(house):
+        delivery = house.put(make_job("a", command=ENDS))
+        await settled(delivery)
+    assert delivery.how == "abandon"
+    assert house.engine.launched == []
+
+
+async def test_a_unique_job_is_on_record_only_once_it_is_known_to_be_the_only_one() -> None:
+    house = House()
+    async with at_work(house):
+        delivery = house.put(replace(make_job("a", command=ENDS), unique=timedelta(hours=1)))
+        delivery.claimable.clear()
+        await until(lambda: house.engine.expected)
+        assert house.journal.open == {}
+        delivery.claimable.set()
+        await settled(delivery)
     assert house.events.outcome("a") is Outcome.SUCCEEDED
 
 
