@@ -96,3 +96,17 @@ async def test_so_does_the_first_part() -> None:
         attachment.feed_data(CHUNK)
 
     assert (attachment.ended, listener.ends, connection.closed) == (True, 1, True)
+
+
+async def test_frames_that_came_together_are_handed_on_together_and_in_their_order() -> None:
+    heard: list[tuple[int, bytes]] = []
+    attachment = Attachment(cast("aiohttp.ClientResponse", Connection()))
+    attachment.listen(lambda stream, data: heard.append((stream, data)), lambda: None)
+
+    attachment.feed_data(frame(1, b"one\n") + frame(1, b"two\n") + frame(2, b"three\n") + frame(1, b"four\n"))
+
+    assert heard == [(1, b"one\ntwo\n"), (2, b"three\n"), (1, b"four\n")]
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    return bytes([stream, 0, 0, 0]) + len(data).to_bytes(4, "big") + data

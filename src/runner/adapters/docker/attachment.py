@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 
 import aiohttp
 
@@ -90,9 +92,11 @@ class Attachment:
         del self._waiting[:READ_BYTES]
         handled = False
         try:
-            for stream, piece in self._frames.feed(part):
+            # A job that does not buffer makes a frame of each line, and each call costs more than the bytes in it.
+            for stream, pieces in groupby(self._frames.feed(part), key=itemgetter(0)):
+                data = b"".join(piece for _, piece in pieces)
                 if self._on_data is not None:
-                    self._on_data(stream, piece)
+                    self._on_data(stream, data)
             handled = True
         finally:
             if not handled:
