@@ -8,11 +8,11 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_settings import InitSettingsSource
 
 from runner.errors import ConfigError
 from runner.job import Bytes
@@ -53,9 +53,8 @@ def load_settings(environ: Mapping[str, str], host: Host | None = None, default_
     credentials = _from_credentials(environ, faults)
     file = _from_file(environ, default_file, faults)
     defaults = _from_host(host or Host.here(), environment, file)
-    sources = tuple(InitSettingsSource(Settings, tree) for tree in (environment, credentials, file, defaults))
     try:
-        settings = Settings(_build_sources=(sources, {}))  # type: ignore[call-arg]  # the library's own argument
+        settings = Settings.model_validate(reduce(_over, (environment, credentials, file, defaults)))
     except ValidationError as error:
         raise ConfigError(*faults, *describe(error, Settings)) from None
     if faults:
@@ -84,6 +83,15 @@ def _put(tree: Tree, path: list[str], value: object) -> None:
             tree[part] = {}
         tree = tree[part]
     tree[path[-1]] = value
+
+
+def _over(upper: Tree, lower: Tree) -> Tree:
+    """Both together. Where both have a value, that of the upper one counts; tables are put together."""
+    tree = lower | upper
+    for name in lower.keys() & upper.keys():
+        if isinstance(lower[name], dict) and isinstance(upper[name], dict):
+            tree[name] = _over(upper[name], lower[name])
+    return tree
 
 
 def _from_credentials(environ: Mapping[str, str], faults: list[str]) -> Tree:

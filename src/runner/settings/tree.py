@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from runner.destination import never_open
 from runner.job import Bytes, Limits, LimitsRequest
@@ -252,10 +251,8 @@ class Log(Section):
     format: LogFormat = LogFormat.AUTO
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """Everything an operator can decide. Made by `load_settings`; frozen."""
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", case_sensitive=True)
 
     worker: Worker
     capacity: Capacity
@@ -271,18 +268,6 @@ class Settings(BaseSettings):
     tenants: Mapping[Word, Tenant] = Field(default_factory=dict)
     http: Http = Http()
     log: Log = Log()
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing is read behind the caller's back: `load_settings` brings its own sources."""
-        return (init_settings,)
 
     @property
     def warm_memory(self) -> Bytes:
