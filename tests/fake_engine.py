@@ -118,16 +118,18 @@ class FakeEngine:
         self.discarded: list[str] = []
         self.kept: set[str] = set()
         self.expected: dict[str, Plan] = {}
+        self.waited: str | None = None  # the id of the container that waits
 
-    def keep(self, name: str) -> None:
-        self.kept.add(name)
+    def keep(self, name: str, waited: str | None = None) -> None:
+        self.kept |= {name} if waited is None else {name, waited}
 
     def drop(self, name: str) -> None:
         self.kept.discard(name)
         self.expected.pop(name, None)
 
-    def expect(self, name: str, plan: Plan) -> None:
+    def expect(self, name: str, plan: Plan) -> str | None:
         self.expected[name] = plan
+        return self.waited
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> FakeContainer:
         container = self.live.get(attempt.container_name)

@@ -307,7 +307,7 @@ class Handling:
     async def _claim_and_run(self, held: Held, plan: Plan) -> None:
         claimed, engine = self.place.outside.now(), self.place.outside.engine
         name = container_name(self.place.rules.name, held.claim)
-        engine.expect(name, plan)
+        held.waited = engine.expect(name, plan)
         try:
             lease = await self._claim(held, plan, claimed)
             held.claimed = True
@@ -332,7 +332,7 @@ class Handling:
         record = self.place.record(held.claim, held.job.key, claimed, self.delivery.number, Choices.of(plan))
         lease, fault = await asyncio.gather(
             self.delivery.claim(held.claim),
-            journal.claimed(replace(record, told=self.timeline.seq + 1)),
+            journal.claimed(replace(record, told=self.timeline.seq + 1, waited=held.waited)),
             return_exceptions=True,
         )
         if isinstance(lease, BaseException):

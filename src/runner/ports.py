@@ -75,10 +75,11 @@ class Container(Protocol):
 class Engine(Protocol):
     """Runs containers and removes them."""
 
-    def expect(self, name: str, plan: Plan) -> None:
+    def expect(self, name: str, plan: Plan) -> str | None:
         """A job of that plan is about to be launched under that name: begin what can be begun before it is ours.
 
-        `launch` has to follow, or `drop`.
+        The id of the container that waited and is the job's from now on, if there is one. Only the claim's record
+        tells that to another life, for it gets its name later. `launch` has to follow, or `drop`.
         """
 
     async def prepare(self, attempt: Attempt) -> None:
@@ -96,8 +97,8 @@ class Engine(Protocol):
         to follow.
         """
 
-    def keep(self, name: str) -> None:
-        """A container of that name may be adopted: sweeps leave it alone."""
+    def keep(self, name: str, waited: str | None = None) -> None:
+        """A container of that name, or of the id of one that `waited`, may be adopted: sweeps leave it alone."""
 
     def drop(self, name: str) -> None:
         """Nobody will adopt or launch the container: remove it, if there is one, without anybody's waiting for it."""
@@ -355,7 +356,8 @@ class LogSink(Protocol):
 class ClaimRecord:
     """What the journal knows of a claim from before its container exists.
 
-    `told` is the number of its event `claimed`.
+    `told` is the number of its event `claimed`; `waited` is the id of the container that waited and is the claim's now,
+    which may not have the name yet.
     """
 
     claim: str
@@ -365,6 +367,7 @@ class ClaimRecord:
     claimed: datetime
     choices: Choices | None = None
     told: int = 1
+    waited: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

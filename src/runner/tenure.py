@@ -49,7 +49,8 @@ class Tenure:
         """Start the job."""
         if self.held.job.unique is not None:
             record = self.place.record(self.held.claim, self.held.job.key, claimed, self.lease.number, Choices.of(plan))
-            await self.place.outside.journal.claimed(replace(record, told=self.timeline.seq + 1))
+            record = replace(record, told=self.timeline.seq + 1, waited=self.held.waited)
+            await self.place.outside.journal.claimed(record)
         self.timeline.tell(EventKind.CLAIMED)
         await self._see_through(self._make_run(plan, claimed))
 

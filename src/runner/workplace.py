@@ -72,7 +72,7 @@ class Held:
     """A job that this worker has: taken, waiting for room, or running.
 
     A `quarantined` one has ended, and its container resists being removed: it keeps its room, and nobody waits for it.
-    `removal` is that of a container which did not wait for the job's settling.
+    `waited` is the id of the container that waited for it. `removal` is that of one that did not wait for its settling.
     """
 
     claim: str
@@ -85,6 +85,7 @@ class Held:
     cpu_seconds: float | None = None
     quarantined: bool = False
     removal: asyncio.Task[None] | None = None
+    waited: str | None = None
 
     def has(self, key: JobKey) -> bool:
         """Whether this is that job, and the broker has not given it to somebody else meanwhile."""

@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import Any, assert_never
 
 from tests.e2e.daemon import eventually
 from tests.e2e.submitter import Followed
 from tests.engine_proxy import Deed, Fault, HeldAnswer, after
 from tests.faults.place import GO, Place
 
-CREATE, START, RENAME = "POST .*/containers/create", "POST .*/start$", "POST .*/rename"
+CREATE, START, UPDATE = "POST .*/containers/create", "POST .*/start$", "POST .*/update$"
 _PATIENCE = 30.0
 
 
@@ -81,20 +81,20 @@ def _free(job: Followed) -> Pinned:
     return Pinned(job=job, go_on=lambda: None, lose=lambda: None)
 
 
-async def pin_request(place: Place, pattern: str) -> Pinned:
+async def pin_request(place: Place, pattern: str, **fields: Any) -> Pinned:
     """A job of which the request of that kind is on its way, and has not reached the engine."""
     go_on = asyncio.Event()
     fault = place.proxy.fault(pattern, after(go_on), times=1)
-    job = await place.acme.submit(["true"])
+    job = await place.acme.submit(["true"], **fields)
     await _met(fault)
     return Pinned(job=job, go_on=go_on.set, lose=go_on.set)
 
 
-async def pin_answer(place: Place, pattern: str) -> Pinned:
+async def pin_answer(place: Place, pattern: str, **fields: Any) -> Pinned:
     """A job for which the engine did that, and whose answer is on its way."""
     held = HeldAnswer()
     place.proxy.fault(pattern, held, times=1)
-    job = await place.acme.submit(["true"])
+    job = await place.acme.submit(["true"], **fields)
     async with asyncio.timeout(_PATIENCE):
         await held.done.wait()
     return Pinned(job=job, go_on=held.pass_on, lose=held.lose)

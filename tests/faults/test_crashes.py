@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.daemon import Site, eventually, open_site
-from tests.e2e.submitter import Followed, open_submitter, sh
+from tests.e2e.daemon import Daemon, Site, eventually, open_site
+from tests.e2e.submitter import STACK, Followed, open_submitter, sh
 from tests.services import Endpoint
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -18,6 +18,8 @@ INTAKE = "runner.adapters.amqp.intake:JobIntake"
 JOURNAL = "runner.adapters.journal:SqliteJournal"
 ENGINE = "runner.adapters.docker.engine:DockerEngine"
 RUN = "runner.executor:Run"
+SANDBOX = "runner.adapters.docker.sandbox:Sandbox"
+CLIENT = "runner.adapters.docker.client:EngineClient"
 
 ONCE = [
     ("before", f"{LEASES}.acquire"),
@@ -33,6 +35,13 @@ ONCE = [
     ("before", f"{ENGINE}.discard"),
 ]
 """A job that is killed with its daemon here is not started a second time by the broker's giving it out again."""
+WARM = [
+    ("before", f"{SANDBOX}.run"),
+    ("after", f"{SANDBOX}.run"),
+    ("before", f"{CLIENT}.rename"),
+    ("after", f"{CLIENT}.rename"),
+]
+"""The same, in a container that waited: from when it is the job's until it has the name."""
 IN_A_WINDOW = [
     ("after", f"{LEASES}.acquire"),
     ("before", f"{JOURNAL}.claimed"),
@@ -58,12 +67,18 @@ def ends(job: Followed) -> set[str | None]:
     return {message_id for message_id, event in told if event["event"] == "finished"}
 
 
-async def through_a_crash(site: Site, when: str, step: str, script: str, retries: int) -> Followed:
-    """The job, run by a daemon that is killed at that step and by its next life."""
+async def through_a_crash(
+    site: Site, when: str, step: str, script: str, retries: int, *, warm: bool = False
+) -> Followed:
+    """The job, run by a daemon that is killed at that step and by its next life; in a container that waited."""
     # What no lease speaks for is removed once the lease that was must be over.
     lease = {"worker__lease": "10s"}
-    async with site.daemon(program=(CRASH, when, step), **lease) as first:
+    if warm:
+        site.keep_warm(STACK, 1)
+    async with site.daemon(program=(CRASH, when, step), **lease, warm__enabled=str(warm)) as first:
         await first.ready()
+        if warm:
+            await eventually(lambda: _one_waits(first), "a container waits")
         async with open_submitter(site.broker, site.ns) as submitter:
             job = await submitter.submit(sh(script), retry={"max": retries, "delay": 0})
             assert await first.exited() == -9
@@ -80,6 +95,20 @@ async def _empty(site: Site) -> bool:
     return await site.messages() == {}
 
 
+async def _one_waits(daemon: Daemon) -> bool:
+    return await daemon.waiting(STACK) == 1
+
+
+@pytest.mark.parametrize(("when", "step"), WARM)
+async def test_killed_where_a_container_that_waited_is_given_to_a_job_it_ends_once(
+    site: Site, when: str, step: str
+) -> None:
+    job = await through_a_crash(site, when, step, "echo up; sleep 0.5; echo done", 0, warm=True)
+    assert len(ends(job)) == 1, job.events
+    assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+    assert job.text() == "up\ndone\n"
+
+
 @pytest.mark.parametrize(("when", "step"), ONCE)
 async def test_killed_at_a_step_a_job_ends_once(site: Site, when: str, step: str) -> None:
     job = await through_a_crash(site, when, step, "sleep 0.3; echo done", 0)
@@ -87,9 +116,13 @@ async def test_killed_at_a_step_a_job_ends_once(site: Site, when: str, step: str
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
 
 
-@pytest.mark.parametrize(("when", "step"), IN_A_WINDOW)
-async def test_killed_in_the_window_of_the_claim_no_job_is_lost(site: Site, when: str, step: str) -> None:
-    job = await through_a_crash(site, when, step, "echo done", 0)
+@pytest.mark.parametrize(
+    ("when", "step", "warm"), [(*each, False) for each in IN_A_WINDOW] + [(*each, True) for each in IN_A_WINDOW[-1:]]
+)
+async def test_killed_in_the_window_of_the_claim_no_job_is_lost(
+    site: Site, when: str, step: str, *, warm: bool
+) -> None:
+    job = await through_a_crash(site, when, step, "echo done", 0, warm=warm)
     assert 1 <= len(ends(job)) <= 2, job.events
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
 

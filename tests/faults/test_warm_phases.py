@@ -3,6 +3,8 @@
 Nothing of the job was begun, so that none is lost: it gets a container of its own, here or elsewhere.
 """
 
+import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,11 +14,14 @@ import aiodocker
 import pytest
 from tests.e2e.daemon import eventually
 from tests.e2e.submitter import STACK, Followed
-from tests.faults.phases import RENAME, Pinned, pin_answer, pin_request
-from tests.faults.place import Place, open_place
+from tests.engine_proxy import after
+from tests.faults.phases import UPDATE, Pinned, pin_answer, pin_request
+from tests.faults.place import GO, Place, open_place
 from tests.faults.test_engine_phases import kill
 from tests.services import Endpoint, Engine
 from tests.shims import shim_of
+
+_SIZES = itertools.count(0.1, 0.01)
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -52,10 +57,10 @@ async def _one_waits(place: Place) -> None:
     await eventually(one, "a container waits")
 
 
-async def _pin(place: Place, hold: Callable[[Place, str], Awaitable[Pinned]]) -> Pinned:
-    """A job that is being given the container that waits."""
+async def _pin(place: Place, hold: Callable[..., Awaitable[Pinned]]) -> Pinned:
+    """A job that is being given the container that waits; of a size that none had before, as those that wait follow."""
     await _one_waits(place)
-    pinned = await hold(place, RENAME)
+    pinned = await hold(place, UPDATE, limits={"cpus": next(_SIZES)})
     await pinned.job.event("claimed")
     return pinned
 
@@ -82,7 +87,9 @@ async def test_the_engine_is_killed_while_containers_are_given_to_jobs(place: Pl
 
 async def test_a_shim_is_killed_while_its_container_is_given_to_a_job(place: Place) -> None:
     pinned = await _pin(place, pin_answer)
-    container = await place.container_of(pinned.job)
+    (name,) = await place.site.warm_containers()
+    async with aiodocker.Docker(url=place.engine.url) as docker:
+        container = (await docker.containers.get(name)).id
 
     async def known() -> bool:
         return not any(f"/{container}/attach" in line for line in place.proxy.open)
@@ -107,4 +114,22 @@ async def test_a_shim_is_killed_whose_container_waits(place: Place) -> None:
 
     await eventually(replaced, "the dead container is gone")
     await _ran_once(await place.acme.submit(["true"]))
+    await place.daemon.clean()
+
+
+async def test_the_engine_hangs_while_it_renames_a_container_and_the_job_goes_on(place: Place) -> None:
+    await _one_waits(place)
+    let_go = asyncio.Event()
+    fault = place.proxy.fault("POST .*/rename", after(let_go), times=1)
+    job = await place.running(f"echo up; {GO}; echo end")
+
+    async def met() -> bool:
+        return fault.met == 1
+
+    await eventually(met, "the rename is on its way")
+    assert f"runner-{place.site.ns}-{job.events[-1]['claim']}" not in await place.site.containers()
+    place.let_go(job)
+    await _ran_once(job)
+    assert job.text() == "up\nend\n"
+    let_go.set()
     await place.daemon.clean()

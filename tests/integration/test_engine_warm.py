@@ -79,6 +79,13 @@ async def launch(house: House, attempt: Attempt) -> DockerContainer:
     return await house.launch(attempt)
 
 
+async def named(house: House, attempt: Attempt) -> None:
+    """Return when the attempt's container has its name."""
+    async with asyncio.timeout(30):
+        while attempt.container_name not in await house.names():  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.02)
+
+
 async def see(house: House, attempt: Attempt) -> str:
     """What the job writes, in a container of whichever kind there is."""
     try:
@@ -99,6 +106,7 @@ async def test_a_job_gets_a_container_that_waited_and_a_new_one_takes_its_place(
         attempt = attempt_of(house, "sleep", "1000")
         container = await launch(house, attempt)
         assert container.warm
+        await named(house, attempt)
         found = await house.inspect(attempt)
         assert (found["Id"], found["State"]["Running"]) == (container.id, True)
         assert (house.state_dir / "jobs" / attempt.claim).is_dir()
@@ -128,7 +136,7 @@ async def test_a_job_cannot_tell_by_what_it_sees(house: House) -> None:
     cold = await see(house, attempt)
     async with keeping(house, 1):
         warm = await see(house, attempt)
-        assert house.log.calls["rename"] == 1
+        assert house.log.calls["create"] == 2
     assert warm.splitlines() == cold.splitlines()
     assert f"jobs/{attempt.claim} /job ro" in warm
 
@@ -138,6 +146,7 @@ async def test_a_job_with_other_limits_gets_them(house: House) -> None:
     async with keeping(house, 1):
         attempt = attempt_of(house, "sleep", "1000", limits=limits)
         container = await launch(house, attempt)
+        await named(house, attempt)
         config = (await house.inspect(attempt))["HostConfig"]
         await house.engine.discard(attempt)
     assert container.warm
@@ -249,3 +258,54 @@ async def test_what_an_earlier_life_left_waiting_is_removed(house: House) -> Non
     await house.sweep.at_start()
     assert await house.names() == set()
     assert house.folders() == set()
+
+
+async def test_a_job_that_is_soon_over_costs_no_rename(house: House) -> None:
+    async with keeping(house, 1):
+        before = house.engine.warm.names()
+        attempt = attempt_of(house, "true")
+        container = await launch(house, attempt)
+        assert (await container.wait()).code == 0
+        await house.engine.discard(attempt)
+        assert house.log.calls["rename"] == 0
+        assert before.isdisjoint(await house.names())
+
+
+async def test_a_container_that_cannot_be_renamed_serves_its_job_all_the_same(house: House) -> None:
+    async with keeping(house, 1):
+        [name] = house.engine.warm.names()
+        attempt = attempt_of(house, "sh", "-c", "echo up; sleep 1000")
+        # Its name is taken.
+        body = {"Image": house.image, "Cmd": ["true"], "Labels": {"runner.worker": house.worker}}
+        await house.client.create(attempt.container_name, body)
+        await launch(house, attempt)
+        async with asyncio.timeout(30):
+            while ("rename", "refused") not in house.log.failures:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.02)
+        await house.sweep.once(grace=NOW)
+        assert name in await house.names()
+        await house.engine.discard(attempt)
+        assert name not in await house.names()
+
+
+async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
+    engine: Endpoint, namespace: str, state_dir: Path, busybox_image: str
+) -> None:
+    async with open_house(engine.url, namespace, state_dir, busybox_image, warm_memory=256 * MIB) as earlier:
+        attempt = attempt_of(earlier, "sh", "-c", "echo up; sleep 1000")
+        async with keeping(earlier, 1):
+            [name] = earlier.engine.warm.names()
+            waited = earlier.engine.expect(attempt.container_name, attempt.plan)
+            container = await earlier.launch(attempt)
+            await earlier.heard(b"up\n")
+            await earlier.engine.close()  # as if killed
+    async with open_house(engine.url, namespace, state_dir, busybox_image) as house:
+        assert (waited, {name}) == (container.id, await house.names())
+        house.engine.keep(attempt.container_name, waited)
+        await house.sweep.at_start()
+        adopted = await house.engine.adopt(attempt, house.hear)
+        assert (adopted.id, adopted.started) == (container.id, container.started)
+        await house.heard(b"up\n")
+        await named(house, attempt)
+        await house.engine.discard(attempt)
+        assert (await house.names(), house.folders(), house.log.living) == (set(), set(), 0)

@@ -60,16 +60,17 @@ async def test_what_was_written_is_there_in_the_next_life(state_dir: Path) -> No
     deadline = START + timedelta(minutes=10)
     async with open_journal(state_dir, now) as journal:
         await journal.claimed(record("late", START + timedelta(seconds=1)))
-        await journal.claimed(record("early"))
+        await journal.claimed(replace(record("early"), waited="e" * 64))
         await journal.started("early", "f" * 64, deadline)
         await journal.claimed(record("over"))
         await journal.ended("over", finished=True)
 
     async with open_journal(state_dir, now) as journal:
         assert await journal.open_claims() == (
-            OpenClaim(record=record("early"), lives=0, container="f" * 64, deadline=deadline),
+            OpenClaim(record=replace(record("early"), waited="e" * 64), lives=0, container="f" * 64, deadline=deadline),
             OpenClaim(record=record("late", START + timedelta(seconds=1)), lives=0),
         )
+        assert await journal.names() == {"e" * 64: "runner-w-early"}
         assert await journal.finished_lately(KEY, timedelta(minutes=10))
 
 

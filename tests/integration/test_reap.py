@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.services import Endpoint, Engine
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.app import reap
-from runner.job import JobKey, container_name
+from runner.job import JobKey, container_name, warm_name
 from runner.ports import ClaimRecord
 from runner.settings import load_settings
 
@@ -51,15 +52,22 @@ class Place:
         name = container_name(self.worker, claim)
         return ClaimRecord(claim=claim, key=key, container_name=name, attempt=1, claimed=claimed)
 
-    async def make(self, claim: str, *, start: bool = False) -> None:
-        """A container with the files of its job."""
+    async def make(self, claim: str, *, start: bool = False, waits: bool = False) -> str:
+        """A container with the files of its job, which may be called as if it still waited for one; its id."""
         labels = {"runner.worker": self.worker}
         body: dict[str, Any] = {"Image": self._image, "Cmd": ["sleep", "1000"], "Labels": labels}
-        container = await self._docker.containers.create(body, name=container_name(self.worker, claim))
+        name = (warm_name if waits else container_name)(self.worker, claim)
+        container = await self._docker.containers.create(body, name=name)
         if start:
             await container.start()
         for place in self.places:
             (place / claim).mkdir(parents=True)
+        return container.id
+
+    async def ids(self) -> set[str]:
+        """What there is of containers."""
+        found = await self._docker.containers.list(all=True, filters={"label": [f"runner.worker={self.worker}"]})
+        return {container.id for container in found}
 
     @property
     def places(self) -> list[Path]:
@@ -164,19 +172,27 @@ async def test_beside_a_daemon_all_that_it_has_is_left_alone(place: Place) -> No
     assert await place.reap("--expired") == ("4 containers removed\n", "")
 
 
-async def test_beside_a_daemon_a_container_on_its_way_to_a_job_is_left_alone(
+async def test_a_container_that_has_not_got_its_name_is_its_claims(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reap, "GRACE", timedelta(0))
     settings = load_settings(place.environment())
-    async with place.journal():
-        await place.make("handed-over", start=True)
+    async with place.journal() as journal:
+        waits, mine, over = [await place.make(claim, start=True, waits=True) for claim in ("waits", "mine", "over")]
+        await journal.claimed(replace(place.record("mine", now()), waited=mine))
+        await journal.claimed(replace(place.record("over", now() - timedelta(hours=1)), waited=over))
+    async with place.journal(now() - timedelta(minutes=30)) as journal:
+        await journal.ended("over", finished=True)
     with WorkerLock(place.state_dir).hold():
         await reap.reap_expired(settings)
-        assert await place.claims() == {"handed-over"}
-        monkeypatch.setattr(reap, "_HANDED_OVER", timedelta(0))
-        await reap.reap_expired(settings)
-        assert await place.claims() == set()
+        assert await place.ids() == {waits, mine}
+    await reap.reap_expired(settings)
+    assert await place.ids() == {mine}
+    assert {path.name for path in place.places[0].iterdir()} == {"mine", "waits"}
+    async with place.journal() as journal:
+        await journal.forgotten("mine")
+    await reap.reap_expired(settings)
+    assert await place.ids() == set()
 
 
 async def test_where_nothing_ever_ran_nothing_is_made(place: Place) -> None:

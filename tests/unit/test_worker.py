@@ -441,6 +441,7 @@ async def test_a_job_whose_image_is_gone_is_passed_on_from_its_lease() -> None:
 
 async def test_a_container_may_be_chosen_while_the_job_is_being_claimed() -> None:
     house = House()
+    house.engine.waited = "f" * 64
     async with at_work(house):
         delivery = house.put(make_job("a", command=ENDS))
         delivery.claimable.clear()
@@ -449,6 +450,7 @@ async def test_a_container_may_be_chosen_while_the_job_is_being_claimed() -> Non
         delivery.claimable.set()
         await settled(delivery)
     assert house.engine.expected == {}
+    assert {record.waited for record, _, _ in house.journal.over.values()} == {"f" * 64}
     assert house.events.outcome("a") is Outcome.SUCCEEDED
 
 

@@ -73,6 +73,9 @@ _MIGRATIONS = (
         UPDATE claims SET ended = NEW.ended, finished = 1 WHERE claim = NEW.claim;
     END;
     """,
+    """
+    ALTER TABLE claims ADD COLUMN waited TEXT;  -- the id of a container that waited and is the claim's
+    """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
@@ -94,8 +97,8 @@ class SqliteJournal:
     async def claimed(self, record: ClaimRecord) -> None:
         """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
         await self._run(
-            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, told, choices)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, told, choices, waited)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             record.claim,
             record.key.tenant,
             record.key.id,
@@ -104,6 +107,7 @@ class SqliteJournal:
             _to_number(record.claimed),
             record.told,
             encode_choices(record.choices) if record.choices is not None else None,
+            record.waited,
         )
 
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
@@ -188,7 +192,7 @@ class SqliteJournal:
         """The claims that were not ended, oldest first: at start, what an earlier life of this worker left."""
         rows = await self._run(
             "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline, choices, lives, stop,"
-            " stop_detail, logged_out, logged_err, logged_seq, told FROM claims"
+            " stop_detail, logged_out, logged_err, logged_seq, told, waited FROM claims"
             " WHERE ended IS NULL ORDER BY claimed, claim"
         )
         return tuple(_open_claim(row) for row in rows)
@@ -209,6 +213,11 @@ class SqliteJournal:
             row["container_name"]
             for row in await self._run("SELECT container_name FROM claims WHERE ended >= ?", since)
         )
+
+    async def names(self) -> Mapping[str, str]:
+        """The names due to containers that waited, by id, whether or not they have them already."""
+        rows = await self._run("SELECT waited, container_name FROM claims WHERE waited IS NOT NULL")
+        return {row["waited"]: row["container_name"] for row in rows}
 
     async def prune(self) -> None:
         """Forget the claims that ended longer than `KEPT` ago."""
@@ -346,6 +355,7 @@ def _open_claim(row: sqlite3.Row) -> OpenClaim:
         claimed=_to_time(row["claimed"]),
         told=row["told"],
         choices=decode_choices(row["choices"]) if row["choices"] is not None else None,
+        waited=row["waited"],
     )
     return OpenClaim(
         record=record,

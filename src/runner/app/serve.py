@@ -175,7 +175,7 @@ class Daemon:
             adoptable = {claim.record.claim: await self._resumed(claim) for claim in await self.journal.open_claims()}
             await self._load_packages(adoptable.keys())
             for claim in adoptable.values():
-                self.house.engine.keep(claim.record.container_name)
+                self.house.engine.keep(claim.record.container_name, claim.record.waited)
             await self.house.sweep.at_start()
             await self.runtimes.at_start()
             await self.disks.look_for_engine()

@@ -28,18 +28,22 @@ _TRIES = 8
 async def adopt(
     attempt: Attempt,
     *,
+    waited: str | None,
     client: EngineClient,
     site: Site,
     folder: JobFolder,
     nonce: bytes,
     on_output: OnOutput,
-) -> DockerContainer:
-    """The attempt's container, with all of its output from the beginning.
+) -> tuple[DockerContainer, str]:
+    """The attempt's container and the name that it has, with all of its output from the beginning.
 
+    One that `waited` is found by that id, whatever its name is by now; where there is none any more, by the name.
     Raises `NeverStarted` when there is no container or no job in it, and `EngineError` when the job is lost for another
     reason. Waits for an engine that does not answer, for as long as it takes.
     """
-    found = await _patiently(lambda: client.inspect(attempt.container_name))
+    found = None if waited is None else await _patiently(lambda: client.inspect(waited))
+    if found is None:
+        found = await _patiently(lambda: client.inspect(attempt.container_name))
     if found is None:
         raise NeverStarted("its container was gone when the daemon came back")
     if found["Config"]["Labels"].get(LABEL_BOOT) != site.boot:
@@ -66,7 +70,7 @@ async def adopt(
     )
     began = datetime.fromisoformat(found["State"]["StartedAt"])
     await _patiently(lambda: container.resume(began))
-    return container
+    return container, str(found.get("Name", "")).lstrip("/")
 
 
 async def _patiently(call: Callable[[], Awaitable[T]]) -> T:

@@ -102,9 +102,9 @@ class DockerEngine:
         """The containers that a launch has begun to make and no discard has finished with."""
         return self._launches.names()
 
-    def keep(self, name: str) -> None:
-        """A container of that name may be adopted; see `runner.ports.Engine`."""
-        self._launches.of(name, possible=True)
+    def keep(self, name: str, waited: str | None = None) -> None:
+        """A container of that name or id may be adopted; see `runner.ports.Engine`."""
+        self._launches.keep(name, waited)
         self._census.appeared(name)
 
     def drop(self, name: str) -> None:
@@ -115,9 +115,9 @@ class DockerEngine:
         """Return when everything that was dropped is gone."""
         await self._launches.dropped()
 
-    def expect(self, name: str, plan: Plan) -> None:
-        """Give a warm container its job's name, if there is one that fits; see `runner.ports.Engine`."""
-        self._handover.expect(name, plan)
+    def expect(self, name: str, plan: Plan) -> str | None:
+        """Give a job a warm container, if there is one that fits; see `runner.ports.Engine`."""
+        return self._handover.expect(name, plan)
 
     async def prepare(self, attempt: Attempt) -> None:
         """Get the job's code; see `runner.ports.Engine`."""
@@ -142,6 +142,8 @@ class DockerEngine:
             sandbox, warm = await self._make(attempt), False
         await self._show_code(launch, sandbox)
         launch.container = await sandbox.run(attempt, nonce, on_output, warm=warm)
+        if warm:
+            self._launches.name_soon(launch, sandbox.id, attempt.container_name)
         return launch.container
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
@@ -150,16 +152,20 @@ class DockerEngine:
         Waits for an engine that does not answer.
         """
         self.keep(attempt.container_name)
+        launch = self._launches.of(attempt.container_name)
         self._scratch.note(attempt.container_name, attempt.plan.limits.scratch)
-        adopted = await adopt(
+        adopted, name = await adopt(
             attempt,
+            waited=launch.waited,
             client=self.client,
             site=self._site,
             folder=self._folders.of(attempt.claim),
             nonce=self._nonces.of(attempt.claim),
             on_output=on_output,
         )
-        self._launches.of(attempt.container_name, possible=True).container = adopted
+        launch.container = adopted
+        if name != attempt.container_name:
+            self._launches.name_soon(launch, adopted.id, attempt.container_name)
         return adopted
 
     async def discard(self, attempt: Attempt) -> None:

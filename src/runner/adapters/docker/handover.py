@@ -27,7 +27,10 @@ _PATIENCE = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Handover:
-    """Gives containers of the pool to jobs that they fit: first the name, as soon as a job is to come, then the job."""
+    """Gives containers of the pool to jobs that they fit: their files and limits first, as soon as a job is to come.
+
+    The name is given when the job runs: until then, and where that fails, it is found by the id in the claim's record.
+    """
 
     warm: WarmPool
     launches: Launches
@@ -37,17 +40,18 @@ class Handover:
     _resizing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     _mounted: OrderedDict[LinkedCode, None] = field(default_factory=OrderedDict)
 
-    def expect(self, name: str, plan: Plan) -> None:
-        """Give a container that waits its job's name, if there is one that fits."""
+    def expect(self, name: str, plan: Plan) -> str | None:
+        """Make a container that waits that of the job whose name it gets later; its id, or None if none fits."""
         if plan.limits.scratch or plan.network is not Network.NONE or plan.job.code in self._mounted:
-            return  # what has to be mounted or connected has to be so before the container starts
+            return None  # what has to be mounted or connected has to be so before the container starts
         warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self.site))
         if warm is None:
-            return
+            return None
         launch = self.launches.rename(warm.name, name)
         self.census.renamed(warm.name, name)
         resources = None if warm.kind == kind else kind.resources
         launch.becoming = self.launches.own(asyncio.create_task(self._become(warm.sandbox, name, resources)))
+        return warm.sandbox.id
 
     def to_be_mounted(self, code: LinkedCode) -> None:
         """Remember that no container that waits is of use to a job with that code."""
@@ -87,7 +91,6 @@ class Handover:
             raise not_made(error) from error
         if resources is not None:
             await self._resize(sandbox, resources)
-        await sandbox.become(name)
         return sandbox
 
     async def _resize(self, sandbox: Sandbox, resources: Mapping[str, Any]) -> None:

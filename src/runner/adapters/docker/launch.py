@@ -15,12 +15,15 @@ from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.scratch import ScratchDisks
+from runner.errors import EngineError
 from runner.ports import Packages, Unpacked
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _FILES_PAUSE = 5.0
+_NAMED_AFTER = 0.1
+"""Seconds after the start until a container is renamed, which takes the engine 8 ms: until then others may start."""
 _LINKED_MAX = 1000
 """Entries of a job's code that are linked into its folder, which takes 20 to 50 µs each; more are mounted, and then the
 job cannot have a container that waited."""
@@ -36,7 +39,9 @@ class Launch:
     `possible` is false while the engine was not asked for anything.
     `code` is what its job brings along, and `linking` shows that to it.
     `container` is there once its job began.
-    `becoming` gives a container that was warm its job's name; until then it may have its `former` one.
+    `becoming` makes a container that waited its job's, whose `former` name goes on until it has its own: that is
+    given `naming` soon, or is `named` now.
+    `waited` is the id of a container that waited for a job in an earlier life, and became the claim's.
     """
 
     possible: bool = False
@@ -48,6 +53,9 @@ class Launch:
     disk: LoopDevice | None = None
     becoming: asyncio.Task[Sandbox] | None = None
     former: str | None = None
+    waited: str | None = None
+    naming: asyncio.TimerHandle | None = None
+    named: asyncio.Task[None] | None = None
     container: DockerContainer | None = None
 
     @property
@@ -66,6 +74,11 @@ class Launch:
         if self.disk is not None:
             self.disk.close()
             self.disk = None
+
+    def let_go_of_name(self) -> None:
+        """Leave the container the name that it has, unless it is being given another."""
+        if self.naming is not None:
+            self.naming.cancel()
 
     async def outcome(self) -> str | None:
         """The container's id once the engine has answered; None if it made none that we know of."""
@@ -102,11 +115,33 @@ class Launches:
         """The launch of a container of that name; of a new one it is told whether it may exist already."""
         return self._known.setdefault(name, Launch(possible=possible))
 
+    def keep(self, name: str, waited: str | None) -> None:
+        """An earlier life's launch: of a container of that name, or of the id of one that waited."""
+        launch = self.of(name, possible=True)
+        if waited is not None:
+            launch.waited = launch.former = waited
+            self._known[waited] = launch
+
     def rename(self, former: str, name: str) -> Launch:
         """The launch goes by another name as well, until nothing is left of it."""
         launch = self._known[name] = self._known[former]
         launch.former = former
         return launch
+
+    def name_soon(self, launch: Launch, container: str, name: str) -> None:
+        """Have a container that waited renamed while its job runs, unless that is over by then."""
+
+        def begin() -> None:
+            launch.named = self.own(asyncio.create_task(self._name(container, name)))
+
+        launch.naming = asyncio.get_running_loop().call_later(_NAMED_AFTER, begin)
+
+    async def _name(self, container: str, name: str) -> None:
+        try:
+            await self.client.rename(container, name)
+        except EngineError as error:
+            problem = {"container": container, "problem": str(error)}
+            _LOG.warning("a container that waited keeps its name, though it has a job", extra=problem)
 
     def own(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
         """Keep a task that is not to be cancelled with whoever waits for it."""
@@ -129,9 +164,14 @@ class Launches:
             if launch.container is not None:
                 await self._compare(launch.container)
             launch.let_go_of_streams()
-            if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
+            launch.let_go_of_name()
+            if under_way := {task for task in (launch.becoming, launch.linking, launch.named) if task is not None}:
                 await asyncio.wait(under_way)
             container = await launch.outcome()
+            if launch.waited is not None:
+                await self.removal.remove(
+                    name, launch.waited
+                )  # another one may have taken its place, and have the name
             if launch.possible:
                 await self.removal.remove(name, container)
             if launch.uncertain:
@@ -163,6 +203,7 @@ class Launches:
         for launch in self._known.values():
             launch.let_go_of_streams()
             launch.let_go_of_disk()
+            launch.let_go_of_name()
         owned = [*self._under_way, *self._disposals]
         for task in owned:
             task.cancel()

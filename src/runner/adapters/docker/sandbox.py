@@ -44,10 +44,6 @@ class Sandbox:
         """Take the limits of the job. Raises `EngineError`."""
         await self._client.update(self.id, resources)
 
-    async def become(self, name: str) -> None:
-        """Take the name of the job's container. Raises `EngineError`."""
-        await self._client.rename(self.id, name)
-
     async def run(self, attempt: Attempt, nonce: bytes, on_output: OnOutput, *, warm: bool) -> DockerContainer:
         """Hand the job over to the init; return when its process was started. Raises `EngineError` or `StartError`."""
         job = attempt.plan.job

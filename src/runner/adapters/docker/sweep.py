@@ -27,7 +27,7 @@ _PATIENCE_AT_START = timedelta(seconds=60)
 _LONGEST_PAUSE = 30.0
 
 Known = Callable[[], frozenset[str]]
-"""The names of the containers that live tasks own."""
+"""The names of the containers that live tasks own, or the ids."""
 Idle = Callable[[], bool]
 """Whether there is no job here."""
 
@@ -107,7 +107,7 @@ class Sweep:
         self, found: Sequence[Listed], known: frozenset[str], *, grace: timedelta, patience: timedelta = _PATIENCE
     ) -> frozenset[str]:
         """Remove those that are not `known` and older than `grace`, with their files; the names of those left."""
-        strays = [container for container in found if container.name not in known]
+        strays = [container for container in found if known.isdisjoint((container.name, container.id))]
         old = [container for container in strays if time.time() - container.created >= grace.total_seconds()]
         async with asyncio.TaskGroup() as removals:
             tasks = [removals.create_task(self._remove(container, patience)) for container in old]
