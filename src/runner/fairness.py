@@ -72,8 +72,11 @@ class Fairness:
     def debt_beside(self, named: Collection[str], now: float) -> float:
         """The same for the tenants that share one queue: what one of them spent on average."""
         self._forget(now)
-        tenants = {*self._spent, *(job.tenant for job in self._running.values())} - set(named)
-        return sum(self.debt(tenant, now) for tenant in tenants) / len(tenants) if tenants else 0.0
+        spent = {tenant: seconds for tenant, seconds in self._spent.items() if tenant not in named}
+        for job in self._running.values():
+            if job.tenant not in named:
+                spent[job.tenant] = spent.get(job.tenant, 0.0) + job.spent(now)
+        return sum(seconds / self._share(tenant).weight for tenant, seconds in spent.items()) / max(1, len(spent))
 
     def running(self, tenant: str) -> int:
         """How many of the tenant's jobs hold a part of the machine."""

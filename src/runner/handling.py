@@ -51,6 +51,7 @@ class Handling:
     lease: Lease | None = None
     timeline: Timeline = field(init=False)
     _arriving: bool = True
+    _waited: bool = False
 
     def __post_init__(self) -> None:
         """Count it until the ledger does."""
@@ -188,7 +189,7 @@ class Handling:
         if not await self._admitted(held, plan):
             return
         # Its stack may have been given another revision while it waited for room, or lost the one that it pins.
-        again = await self._plan(held)
+        again = await self._plan(held) if self._waited else plan
         if again is not None:
             await self._claim_and_run(held, replace(again, limits=plan.limits))
 
@@ -248,6 +249,7 @@ class Handling:
         self.place.fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
         self.arrived()
         self.place.admit()
+        self._waited = not held.admitted.done()
         try:
             async with asyncio.timeout(left):
                 if held.cancelled is None:
