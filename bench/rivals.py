@@ -67,12 +67,16 @@ class DockerRun:
 
 @dataclass(slots=True, kw_only=True)
 class BareEngine:
-    """The engine's own API, nothing else: create, start, wait, logs, delete. It runs in the process that measures."""
+    """The engine's own API, nothing else: create, start, wait, logs, delete. It runs in the process that measures.
+
+    `unplugged`: its containers are left out of the engine's networks, as ours are, of which few people know.
+    """
 
     site: Site
     docker: aiodocker.Docker
     name: str = "bare engine"
     parallelism: int = 4
+    unplugged: bool = False
     pids: Sequence[int] = ()
     """None: the process that measures holds much else."""
 
@@ -90,6 +94,7 @@ class BareEngine:
             "Image": self.site.image,
             "Cmd": list(HI),
             "User": "65534:65534",
+            "NetworkDisabled": self.unplugged,
             "HostConfig": {
                 "NetworkMode": "none",
                 "Memory": 320 * 2**20,

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 from bench.chart import bars
 from bench.daemon import room_for
@@ -13,15 +14,19 @@ from bench.rivals import DOCKER_RUNS
 from bench.stage import AT_A_TIME, PROCESSES, Stage, say
 from bench.subject import Subject
 
+S = TypeVar("S", bound=Subject)
+
 WARM, COLD = "Runner, warm", "Runner, cold"
 _TIMES = 2.0
 _CPU = 15.0
 _LOOK_EVERY = 0.5
+_UNPLUGGED = "with our network"
 _PROCESSES_NOTE = (
     "A run is over when the last container is removed, for all of them alike. CPU time is that of the subject's own "
     "processes, with the warm daemon's until as many containers wait as before. The loop around the bare engine runs "
     "in the process that measures, so its CPU time is that one's, and its memory is not told."
 )
+_UNPLUGGED_NOTE = f"“{_UNPLUGGED}”: the engine's networks know nothing of its containers, as they know nothing of ours."
 _INTERVALS_NOTE = "Medians of the rounds, and what they would be in 95 of 100 repetitions; who was only tried ran once."
 
 
@@ -47,7 +52,11 @@ async def measure(stage: Stage) -> Found:
         trials = {f"docker run, {DOCKER_RUNS} at a time": await _run(stage.docker_run(), options.trial)}
         bare = await _best([stage.bare(count) for count in AT_A_TIME], options.trial, trials)
         celery = await _best(workers, options.trial, trials)
-        turns = [(warm, options.jobs), (bare, options.rival_jobs), (cold, options.jobs), (celery, options.rival_jobs)]
+        unplugged = replace(bare, name=f"{bare.name}, {_UNPLUGGED}", unplugged=True)
+        turns: list[tuple[Subject, int]] = [
+            *((warm, options.jobs), (bare, options.rival_jobs), (cold, options.jobs)),
+            *((celery, options.rival_jobs), (unplugged, options.rival_jobs)),
+        ]
         runs: dict[str, list[Rate]] = {subject.name: [] for subject, _jobs in turns}
         for number in range(options.rounds):
             first = number % len(turns)
@@ -56,7 +65,7 @@ async def measure(stage: Stage) -> Found:
     return _found(runs, trials, bare.name, celery.name)
 
 
-async def _best(subjects: Sequence[Subject], jobs: int, trials: dict[str, Rate]) -> Subject:
+async def _best(subjects: Sequence[S], jobs: int, trials: dict[str, Rate]) -> S:
     for subject in subjects:
         trials[subject.name] = await _run(subject, jobs)
     return max(subjects, key=lambda subject: trials[subject.name].jobs_per_second)
@@ -95,7 +104,7 @@ def _found(runs: Mapping[str, list[Rate]], trials: Mapping[str, Rate], bare: str
         title=f"{jobs} short jobs queued at once, {turns} rounds",
         columns=["", "jobs", "jobs/s", f"of: {bare}", f"of: {celery}", "CPU, ms a job", "memory (PSS), MiB"],
         rows=rows,
-        notes=[_PROCESSES_NOTE, _INTERVALS_NOTE],
+        notes=[_PROCESSES_NOTE, _UNPLUGGED_NOTE, _INTERVALS_NOTE],
         targets=[
             at_least("cold: jobs a second, of the bare engine's best", ratios[COLD][bare].median, _TIMES, ""),
             at_least("cold: jobs a second, of Celery's best", ratios[COLD][celery].median, _TIMES, ""),
