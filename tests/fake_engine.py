@@ -47,6 +47,7 @@ class FakeContainer:
         self.started = started
         self.ended: datetime | None = None
         self.told = script.progress
+        self.may_exceed = True
         self.too_much: str | None = None
         self.looks = 0  # at its progress
         self.waiting = 0  # who wait for what the engine answers of its disk

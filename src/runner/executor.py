@@ -339,7 +339,8 @@ class Run:
     async def _look_after(self, container: Container) -> None:
         """Tell the job's progress, and end it at once if it writes too much where nothing but this bounds it.
 
-        One task, since there may be hundreds of jobs; only a look at the disk is another: it may take a minute.
+        One task, since there may be hundreds of jobs. A look at the disk is another, for it may take a minute; it is
+        made only where something might be found.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
@@ -349,7 +350,8 @@ class Run:
                     await asyncio.sleep(_LOOK_EVERY)
                     if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
                         self._tell_progress(container)
-                    if look is None or (look.done() and loop.time() >= look.result()):
+                    due = look is None or (look.done() and loop.time() >= look.result())
+                    if due and container.may_exceed:
                         look = tasks.create_task(self._look_at_disk(container))
             finally:
                 if look is not None:

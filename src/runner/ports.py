@@ -68,6 +68,10 @@ class Container(Protocol):
     def progress(self) -> bytes | None:
         """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""
 
+    @property
+    def may_exceed(self) -> bool:
+        """Whether `excess` might find anything now. It costs next to nothing to ask."""
+
     async def excess(self) -> str | None:
         """What the job has written too much of, in words, where only looking bounds it; None if nothing."""
 

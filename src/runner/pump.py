@@ -1,7 +1,6 @@
 """Brings a job's output to whoever follows it: cut into batches, offered as they fall due, the last one confirmed."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,7 +35,7 @@ class LogPump:
     _fresh: bool = field(init=False)
     _replayed: dict[Stream, int] = field(init=False)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
-    _offered: deque[LogPosition] = field(default_factory=deque)
+    _offered: list[LogPosition] = field(default_factory=list)
     _unnoted: asyncio.Event = field(default_factory=asyncio.Event)
     _looks_at: float = float("inf")  # when `run` looks at the log next: waking it for each write of a flood costs more
 
@@ -78,7 +77,7 @@ class LogPump:
             await asyncio.sleep(_NOTE_EVERY)
             safe, sure = None, self.sink.confirmed(self.claim)
             while self._offered and self._offered[0].seq <= sure:
-                safe = self._offered.popleft()
+                safe = self._offered.pop(0)
             if safe is not None:
                 await note("a log's position", self.claim, self.journal.logged(self.claim, safe))
             if not self._offered:

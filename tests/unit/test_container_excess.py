@@ -69,9 +69,12 @@ def reserve(path: Path, size: int) -> None:
 async def test_a_file_for_results_is_no_store(engine: Engine, folder: JobFolder, name: str) -> None:
     excess = watch(engine, folder, read_only=True)
     (folder.path / name).write_bytes(bytes(4 * MIB))
-    assert await excess.found() is None
+    assert (excess.possible, await excess.found()) == (False, None)
     (folder.path / name).write_bytes(bytes(5 * MIB))
-    assert await excess.found() == f"/job/{name} took 5 MiB of its worker's disk, which is no place for large results"
+    assert (excess.possible, await excess.found()) == (
+        True,
+        f"/job/{name} took 5 MiB of its worker's disk, which is no place for large results",
+    )
     assert folder.taken()[name] <= 128 * 1024, "the space is given back while the job is still being killed"
     assert engine.asked == 0
 
@@ -98,6 +101,7 @@ async def test_a_sparse_file_counts_by_what_it_holds(engine: Engine, folder: Job
 
 async def test_a_containers_own_files_are_bounded_by_both_limits(engine: Engine, folder: JobFolder) -> None:
     excess = watch(engine, folder)
+    assert excess.possible
     engine.size = 65 * MIB
     assert await excess.found() is None
     engine.size += 1

@@ -767,6 +767,21 @@ async def test_a_job_whose_container_is_gone_is_lost() -> None:
 # Disk
 
 
+async def test_the_engine_is_not_asked_about_a_job_that_can_have_no_excess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
+    house = House(*DEAF, limits=Limits(grace=LONG))
+    async with house.run() as (_, running):
+        await until(lambda: house.runs)
+        container = house.container
+        container.may_exceed, looks = False, container.looks
+        await until(lambda: container.looks > looks + 2 and not container.waiting)  # the last question is answered
+        container.too_much, looks = "wrote 5 GiB", container.looks
+        await until(lambda: container.looks > looks + 2)
+        assert house.stops() == []
+        container.may_exceed = True
+    assert running.result().verdict.outcome is Outcome.DISK_LIMIT
+
+
 async def test_a_job_that_writes_too_much_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*DEAF, limits=Limits(grace=LONG))

@@ -210,6 +210,11 @@ class DockerContainer:
         """What the job has written to `JOB_PROGRESS_FILE`, up to one byte more than allowed; None while it is empty."""
         return self._folder.progress()
 
+    @property
+    def may_exceed(self) -> bool:
+        """Whether `excess` might find anything now: for most jobs, only when one of their files is large."""
+        return self._excess.possible
+
     async def excess(self) -> str | None:
         """What the job has written too much of, in words, where only looking bounds it; None if nothing."""
         return await self._excess.found()

@@ -33,6 +33,11 @@ class Excess:
         self._reserve = reserve
         self._root: Path | None = None
 
+    @property
+    def possible(self) -> bool:
+        """Whether there may be too much of anything: all that one can tell at once, hundreds of times a second."""
+        return self._writable or any(size > _FILE_MOST for size in self._folder.taken().values())
+
     async def found(self) -> str | None:
         """What there is too much of, in words; None if nothing is, or nobody can tell for now."""
         for name, size in self._folder.taken().items():
