@@ -201,7 +201,8 @@ async def _is_ready(port: int) -> bool:
 
 
 async def _call(env: Mapping[str, str], *words: str) -> None:
-    silent = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(_RUNNER, *words, env=env, stdout=silent, stderr=silent)
-    if await process.wait():
-        raise RuntimeError(f"`runner {' '.join(words)}` failed")
+    silent, heard = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(_RUNNER, *words, env=env, stdout=silent, stderr=heard)
+    _, why = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"`runner {' '.join(words)}` failed: {why.decode(errors='replace').strip()}")
