@@ -82,8 +82,7 @@ class House:
 
     def connections(self) -> int:
         """How many of the client's connections are in use."""
-        connector: Any = self.client._docker.connector
-        return len(connector._acquired)
+        return len(self.client.api.busy)
 
 
 @asynccontextmanager

@@ -225,7 +225,7 @@ async def test_every_call_has_its_time(tmp_path: Path, monkeypatch: pytest.Monke
         assert await wait(client) is False
         assert {kind for _, kind in log.failures} == {"timeout"}
         assert log.failures.total() == len(calls) + 3
-        assert not client._docker.connector._acquired
+        assert not client.api.busy
 
 
 def flood(size: int) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiodocker
 import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
@@ -240,26 +241,26 @@ async def test_too_many_files_and_too_much_in_all(house: House) -> None:
     assert end.disk_full == "/work, /tmp, /dev/shm together held more than 4 MiB"
 
 
-async def test_a_volume_of_the_image_goes_with_the_container(house: House) -> None:
-    docker = house.client._docker
-    source = house.attempt("true")
-    await house.launch(source)
-    image = None
-    try:
-        container = docker.containers.container(source.container_name)
-        image = (await container.commit(changes=["VOLUME /data"]))["Id"]
-    finally:
-        await house.engine.discard(source)
-    try:
-        attempt = house.attempt("true", image=image)
-        await house.launch(attempt)
-        mounts = (await house.inspect(attempt))["Mounts"]
-        [volume] = [mount["Name"] for mount in mounts if mount["Type"] == "volume"]
-        await house.engine.discard(attempt)
-        left = await docker._query_json("volumes")
-        assert volume not in {each["Name"] for each in left["Volumes"] or []}
-    finally:
-        await docker.images.delete(image, force=True)
+async def test_a_volume_of_the_image_goes_with_the_container(house: House, engine: Endpoint) -> None:
+    async with aiodocker.Docker(url=engine.url) as docker:
+        source = house.attempt("true")
+        await house.launch(source)
+        image = None
+        try:
+            container = docker.containers.container(source.container_name)
+            image = (await container.commit(changes=["VOLUME /data"]))["Id"]
+        finally:
+            await house.engine.discard(source)
+        try:
+            attempt = house.attempt("true", image=image)
+            await house.launch(attempt)
+            mounts = (await house.inspect(attempt))["Mounts"]
+            [volume] = [mount["Name"] for mount in mounts if mount["Type"] == "volume"]
+            await house.engine.discard(attempt)
+            left = await docker._query_json("volumes")
+            assert volume not in {each["Name"] for each in left["Volumes"] or []}
+        finally:
+            await docker.images.delete(image, force=True)
 
 
 async def test_a_privileged_stack_gets_what_its_file_says_and_no_more(house: House) -> None:

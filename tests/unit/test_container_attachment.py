@@ -3,25 +3,25 @@
 import asyncio
 from typing import Any, cast
 
-import aiohttp
 import pytest
 from tests.fakes import until
 
 from runner.adapters.docker.attachment import READ_BYTES, Attachment
+from runner.adapters.docker.connection import Answer
 
 CHUNK = b"\1\0\0\0" + (4 * READ_BYTES).to_bytes(4, "big") + bytes(4 * READ_BYTES)
 
 
 class Connection:
-    """The connection, its transport, its protocol and the answer on it, as far as they are used here."""
+    """The connection, its transport and the answer on it, as far as they are used here."""
 
     def __init__(self) -> None:
         self.status = 101
-        self.connection = self.transport = self.protocol = self
+        self.connection = self.transport = self
         self.reads = True
         self.closed = False
 
-    def set_parser(self, _parser: object, _payload: object) -> None:
+    def hand_over(self, _receiver: object) -> None:
         return
 
     def is_closing(self) -> bool:
@@ -33,11 +33,8 @@ class Connection:
     def resume_reading(self) -> None:
         self.reads = True
 
-    def abort(self) -> None:
-        self.closed = True
-
     def close(self) -> None:
-        return
+        self.closed = True
 
 
 class Listener:
@@ -58,7 +55,7 @@ class Listener:
 
 
 def attached(connection: Connection, listener: Listener) -> Attachment:
-    attachment = Attachment(cast("aiohttp.ClientResponse", connection))
+    attachment = Attachment(cast("Answer", connection))
     attachment.listen(listener.data, listener.end)
     return attachment
 
@@ -100,7 +97,7 @@ async def test_so_does_the_first_part() -> None:
 
 async def test_frames_that_came_together_are_handed_on_together_and_in_their_order() -> None:
     heard: list[tuple[int, bytes]] = []
-    attachment = Attachment(cast("aiohttp.ClientResponse", Connection()))
+    attachment = Attachment(cast("Answer", Connection()))
     attachment.listen(lambda stream, data: heard.append((stream, data)), lambda: None)
 
     attachment.feed_data(frame(1, b"one\n") + frame(1, b"two\n") + frame(2, b"three\n") + frame(1, b"four\n"))

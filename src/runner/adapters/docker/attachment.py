@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from itertools import groupby
 from operator import itemgetter
 
-import aiohttp
-
+from runner.adapters.docker.connection import Answer
 from runner.adapters.docker.frames import FrameParser
 from runner.errors import EngineError
 
-_SWITCHING_PROTOCOLS = 101
 READ_BYTES = 16 * 1024
 """What of a container's output is handled at once, before others have their turn.
 
@@ -26,24 +25,19 @@ class Attachment:
     of the stream says nothing about the container's end.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        connection = response.connection
-        if response.status != _SWITCHING_PROTOCOLS or connection is None or connection.transport is None:
-            response.close()
-            raise EngineError(f"the engine did not hand over the container's streams (HTTP {response.status})")
-        self._response = response
-        self._transport = connection.transport
+    def __init__(self, answer: Answer) -> None:
+        self._connection = answer.connection
+        if answer.status != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._connection.close()
+            raise EngineError(f"the engine did not hand over the container's streams (HTTP {answer.status})")
+        self._transport = self._connection.transport
         self._frames = FrameParser()
         self._on_data: Callable[[int, bytes], None] | None = None
         self._on_end: Callable[[], None] | None = None
         self._ended = False
         self._waiting = bytearray()
         self._broken_off = False
-        protocol = connection.protocol
-        if protocol is None:  # closed between the answer and now
-            self._ended = True
-        else:
-            protocol.set_parser(self, aiohttp.EMPTY_PAYLOAD)
+        self._connection.hand_over(self)
 
     def listen(self, on_data: Callable[[int, bytes], None], on_end: Callable[[], None]) -> None:
         """Call `on_data` with each stream's number and bytes from now on, and `on_end` once. Neither may block."""
@@ -66,22 +60,20 @@ class Attachment:
         """Let go of the connection: input that was not read is dropped, and the stream has ended. May be repeated."""
         self._on_data = None
         self._waiting.clear()
-        self._transport.abort()
-        self._response.close()
+        self._connection.close()
         self.feed_eof()
 
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Called by the HTTP library with each chunk received, of up to 256 KiB."""
+    def feed_data(self, data: bytes) -> None:
+        """Called by the connection with each chunk received, of up to 256 KiB."""
         idle = not self._waiting
         self._waiting += data
         if idle:
             self._handle()
             if self._waiting and not self._transport.is_closing():
                 self._transport.pause_reading()
-        return False, b""
 
     def feed_eof(self) -> None:
-        """Called by the HTTP library when the connection is gone, for whatever reason."""
+        """Called by the connection when it is gone, for whatever reason."""
         self._broken_off = True
         if not self._waiting:
             self._end()

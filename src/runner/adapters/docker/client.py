@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -15,15 +16,14 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
-import aiodocker
-import aiohttp
-
+from runner.adapters.docker.api import Api, HttpError, Unreachable, open_api
 from runner.adapters.docker.attachment import READ_BYTES, Attachment
+from runner.adapters.docker.connection import Answer
 from runner.adapters.docker.frames import FrameParser
 from runner.adapters.docker.observer import EngineObserver
-from runner.errors import ConfigError, EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
+from runner.errors import EngineError, EngineGone, EngineUnfit, ImageMissing, RunnerError, StartError
 from runner.job import Bytes
 
 T = TypeVar("T")
@@ -84,8 +84,6 @@ _NONSENSE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 
 _NO_SPACE = os.strerror(errno.ENOSPC).lower()
 
-_CANNOT_CONNECT = 900  # aiodocker's own status for a connection that could not be made or broke
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
@@ -132,19 +130,16 @@ class EngineUnreachable(EngineGone):
 class EngineClient:
     """What we ask of the engine. Methods raise `EngineGone`, or `EngineError` and its kin, and nothing else."""
 
-    def __init__(
-        self, docker: aiodocker.Docker, pings: aiohttp.ClientSession, observer: EngineObserver, limits: TimeLimits
-    ) -> None:
+    def __init__(self, api: Api, observer: EngineObserver, limits: TimeLimits) -> None:
         self.limits = limits
         self.doubted = asyncio.Event()
         """Set when a call other than a ping got no answer; whoever watches the engine clears it."""
-        self._docker = docker
-        self._pings = pings
+        self.api = api
         self._observer = observer
 
     async def ping(self) -> None:
         """Return when the engine takes new connections: one that shuts down still answers on the old ones."""
-        await self._call(Operation.PING, self._ping)
+        await self._call(Operation.PING, self.api.ping)
 
     async def info(self) -> EngineInfo:
         """What the engine says of itself."""
@@ -152,8 +147,7 @@ class EngineClient:
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:
         """Make a container; its id. Raises `StartError` or `ImageMissing` as well."""
-        container = await self._call(Operation.CREATE, lambda: self._docker.containers.create(dict(body), name=name))
-        return container.id
+        return await self._call(Operation.CREATE, lambda: self._create(name, body))
 
     async def attach(self, container: str) -> Attachment:
         """Take the streams of a container that was not started yet (afterwards it may hang, or miss something)."""
@@ -165,47 +159,41 @@ class EngineClient:
         `take` gets each stream's number and bytes, in order. The end of it says nothing about the container's end.
         """
         request = partial(self._open_log, container, follow=follow)
-        response = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+        answer = await self._call(Operation.LOGS, request, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         frames, pause = FrameParser(), None if follow else self.limits[Operation.LOGS].total_seconds()
         try:
             while True:
                 async with asyncio.timeout(pause):
-                    chunk = await response.content.readany()
+                    chunk = await answer.piece()
                 if not chunk:
                     return
                 for at in range(0, len(chunk), READ_BYTES):
                     for stream, pieces in groupby(frames.feed(chunk[at : at + READ_BYTES]), key=itemgetter(0)):
                         take(stream, b"".join(piece for _, piece in pieces))
                     await asyncio.sleep(0)  # others have their turn
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise EngineGone(f"the engine broke off a container's log: {error!r}") from error
         finally:
-            response.close()
+            answer.connection.close()
 
     async def start(self, container: str) -> None:
         """Start it; done already when it runs. Raises `StartError` as well."""
-        await self._call(Operation.START, self._docker.containers.container(container).start)
+        await self._call(Operation.START, lambda: self.api.ask("POST", f"/containers/{container}/start"))
 
     async def update(self, container: str, resources: Mapping[str, Any]) -> None:
         """Change its limits while it runs. Memory and swap have to be named together."""
-        await self._call(
-            Operation.UPDATE,
-            lambda: self._docker._query_json(  # noqa: SLF001 - the library has no method for it
-                f"containers/{container}/update", method="POST", data=dict(resources)
-            ),
-        )
+        await self._call(Operation.UPDATE, lambda: self.api.ask("POST", f"/containers/{container}/update", resources))
 
     async def rename(self, container: str, name: str) -> None:
         """Give it another name, whether or not it runs."""
-        await self._call(Operation.RENAME, lambda: self._docker.containers.container(container).rename(name))
+        path = f"/containers/{container}/rename?name={name}"
+        await self._call(Operation.RENAME, lambda: self.api.ask("POST", path))
 
     async def signal(self, container: str, signal: int) -> None:
         """Send a signal to its first process; done already when it has ended."""
-        kill = self._docker.containers.container(container).kill
+        kill = partial(self.api.ask, "POST", f"/containers/{container}/kill?signal={signal}")
         try:
-            await self._call(
-                Operation.KILL, lambda: kill(signal=str(signal)), HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
-            )
+            await self._call(Operation.KILL, kill, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         except Refused as refusal:
             ended = refusal.status == HTTPStatus.CONFLICT and "not running" in str(refusal)
             if refusal.status != HTTPStatus.NOT_FOUND and not ended:
@@ -215,7 +203,7 @@ class EngineClient:
         """Wait until it has ended or is gone, a minute at most; false when it has not. Only `inspect` has the truth."""
         try:
             async with asyncio.timeout(self.limits[Operation.WAIT].total_seconds()):
-                wait = self._docker.containers.container(container).wait
+                wait = partial(self.api.ask, "POST", f"/containers/{container}/wait")
                 await self._call(Operation.WAIT, wait, HTTPStatus.NOT_FOUND, limited=False)
         except TimeoutError:
             return False
@@ -242,14 +230,9 @@ class EngineClient:
 
     async def delete(self, container: str) -> Deletion:
         """Kill and remove a container and its anonymous volumes. Only a later 404 proves that it is gone."""
-        delete = self._docker.containers.container(container).delete
+        delete = partial(self.api.ask, "DELETE", f"/containers/{container}?force=1&v=1")
         try:
-            await self._call(
-                Operation.DELETE,
-                lambda: delete(force=True, v=True),
-                HTTPStatus.NOT_FOUND,
-                HTTPStatus.CONFLICT,
-            )
+            await self._call(Operation.DELETE, delete, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
         except Refused as refusal:
             if refusal.status == HTTPStatus.NOT_FOUND:
                 return Deletion.ABSENT
@@ -262,15 +245,10 @@ class EngineClient:
         """All containers with that label (`name=value`), whatever their state."""
         return await self._call(Operation.LIST, lambda: self._list(label))
 
-    async def _ping(self) -> None:
-        async with self._pings.get("_ping") as response:
-            response.raise_for_status()
-            await response.read()
-
     # What parses an answer is part of the request, so that `_call` hears of an answer that lacks what we need.
 
     async def _info(self) -> EngineInfo:
-        said = await self._docker.system.info()
+        said = json.loads(await self.api.ask("GET", "/info"))
         return EngineInfo(
             version=str(said.get("ServerVersion", "")),
             cpus=int(said["NCPU"]),
@@ -280,21 +258,25 @@ class EngineClient:
             runtimes=frozenset(said.get("Runtimes") or {}),
         )
 
+    async def _create(self, name: str, body: Mapping[str, Any]) -> str:
+        created = json.loads(await self.api.ask("POST", f"/containers/create?name={name}", body))["Id"]
+        if not isinstance(created, str):
+            raise TypeError("Id is of the wrong type")
+        return created
+
     async def _inspect(self, container: str) -> dict[str, Any]:
-        said = await self._docker.containers.container(container).show()
+        said: dict[str, Any] = json.loads(await self.api.ask("GET", f"/containers/{container}/json"))
         if not (isinstance(said["Id"], str) and isinstance(said["State"], dict) and isinstance(said["Config"], dict)):
             raise TypeError("Id, State or Config is of the wrong type")
         return said
 
     async def _layer_size(self, container: str) -> Bytes:
-        said = await self._docker.containers.container(container).show(size=True)
+        said = json.loads(await self.api.ask("GET", f"/containers/{container}/json?size=1"))
         return Bytes(int(said["SizeRw"]))
 
     async def _list(self, label: str) -> list[Listed]:
-        # Not aiodocker's list: its containers hide what the engine said.
-        said = await self._docker._query_json(  # noqa: SLF001
-            "containers/json", params={"all": True, "filters": {"label": [label]}}
-        )
+        query = urlencode({"all": 1, "filters": json.dumps({"label": [label]})})
+        said = json.loads(await self.api.ask("GET", f"/containers/json?{query}"))
         if not isinstance(said, list):
             raise TypeError("not a list")  # an empty object must not pass for no containers
         return [
@@ -308,26 +290,11 @@ class EngineClient:
         ]
 
     async def _attach(self, container: str) -> Attachment:
-        # Not aiodocker's stream: it pauses the container when nobody reads, and cannot end the input alone.
-        return Attachment(
-            await self._docker._do_query(  # noqa: SLF001
-                f"containers/{container}/attach",
-                "POST",
-                params={"stream": True, "stdin": True, "stdout": True, "stderr": True},
-                headers={"Connection": "Upgrade", "Upgrade": "tcp"},
-                timeout=None,
-                read_until_eof=False,
-            )
-        )
+        path = f"/containers/{container}/attach?stream=1&stdin=1&stdout=1&stderr=1"
+        return Attachment(await self.api.open("POST", path, upgrade=True))
 
-    async def _open_log(self, container: str, *, follow: bool) -> aiohttp.ClientResponse:
-        # Not aiodocker's log: it mixes the streams, drops what is not UTF-8, and keeps the connection.
-        return await self._docker._do_query(  # noqa: SLF001
-            f"containers/{container}/logs",
-            "GET",
-            params={"stdout": True, "stderr": True, "follow": follow},
-            timeout=None,
-        )
+    async def _open_log(self, container: str, *, follow: bool) -> Answer:
+        return await self.api.open("GET", f"/containers/{container}/logs?stdout=1&stderr=1&follow={int(follow)}")
 
     async def _call(
         self,
@@ -341,28 +308,18 @@ class EngineClient:
         limit = self.limits[operation].total_seconds() if limited else None
         try:
             async with asyncio.timeout(limit):
-                return await self._negotiated(request)
-        except (aiodocker.DockerError, aiohttp.ClientError, OSError, *_NONSENSE) as error:
+                return await request()
+        except (HttpError, OSError, *_NONSENSE) as error:
             failure, kind = _translated(operation, error, self.limits[operation])
             if not (isinstance(failure, Refused) and failure.status in expected):
                 self._observer.call_failed(operation, kind)
             if isinstance(failure, EngineGone):
-                self._docker.api_version = "auto"  # another version of it may come back
+                self.api.forget_version()
                 if operation is not Operation.PING:
                     self.doubted.set()
             raise failure from error
         finally:
             self._observer.call_done(operation, time.monotonic() - began)
-
-    async def _negotiated(self, request: Callable[[], Awaitable[T]]) -> T:
-        """Make a request again, once, when the engine has changed its version behind our back."""
-        try:
-            return await request()
-        except aiodocker.DockerError as error:
-            if error.status != HTTPStatus.BAD_REQUEST or "client version" not in str(error):
-                raise
-        self._docker.api_version = "auto"
-        return await request()
 
 
 @asynccontextmanager
@@ -371,34 +328,10 @@ async def open_client(
 ) -> AsyncIterator[EngineClient]:
     """A client for the engine at `unix://…`, `tcp://…` or `http://…`; the engine need not be there.
 
-    Each job holds connections for as long as it lives, so their number is not limited. Pings have a connector of
-    their own, which never uses a connection twice.
+    Each job holds connections for as long as it lives, so their number is not limited.
     """
-    kept, fresh, base = _connector(url, reuse=True), _connector(url, reuse=False), _base(url)
-    # A shared connector's session waits for nothing, so the order of closing is free.
-    docker = aiodocker.Docker(url="http://localhost" if base is None else base, connector=kept)
-    pings = aiohttp.ClientSession(base or "http://localhost", connector=fresh)
-    try:
-        yield EngineClient(docker, pings, observer, limits)
-    finally:
-        await docker.close()
-        await pings.close()
-        await kept.close()
-
-
-def _base(url: str) -> str | None:
-    """Where requests go over TCP; None for a socket in the file system."""
-    parts = urlsplit(url)
-    return None if parts.scheme == "unix" else f"http://{parts.netloc}"
-
-
-def _connector(url: str, *, reuse: bool) -> aiohttp.BaseConnector:
-    parts = urlsplit(url)
-    if parts.scheme == "unix" and parts.path:
-        return aiohttp.UnixConnector(parts.path, limit=0, force_close=not reuse)
-    if parts.scheme in ("tcp", "http") and parts.netloc:
-        return aiohttp.TCPConnector(limit=0, force_close=not reuse)
-    raise ConfigError(f"engine.url is {url!r}; it must be unix:///path, tcp://host:port or http://host:port")
+    async with open_api(url) as api:
+        yield EngineClient(api, observer, limits)
 
 
 def _translated(operation: Operation, error: Exception, limit: timedelta) -> tuple[RunnerError, FailureKind]:
@@ -406,13 +339,12 @@ def _translated(operation: Operation, error: Exception, limit: timedelta) -> tup
         case TimeoutError():
             seconds = limit.total_seconds()
             return EngineGone(f"the engine did not answer {operation} within {seconds:g} s"), FailureKind.TIMEOUT
-        case aiodocker.DockerError() if error.status not in (0, _CANNOT_CONNECT):
-            return _refusal(operation, error.status, error.message)
-        case aiohttp.ClientResponseError():
+        case HttpError() if operation is Operation.PING:
             return EngineGone(f"{operation}: {error}"), FailureKind.FAILED
-        case aiodocker.DockerError() | aiohttp.ClientError() | OSError():
-            refused = any(isinstance(each, aiohttp.ClientConnectorError) for each in (error, error.__context__))
-            kind = EngineUnreachable if refused else EngineGone
+        case HttpError():
+            return _refusal(operation, error.status, error.message)
+        case OSError():
+            kind = EngineUnreachable if isinstance(error, Unreachable) else EngineGone
             return kind(f"no connection to the engine for {operation}: {error}"), FailureKind.CONNECTION
         case _:
             return EngineError(f"the engine's answer to {operation} makes no sense: {error!r}"), FailureKind.GARBLED
