@@ -317,6 +317,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
         raise sqlite3.DatabaseError(fault)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = FULL")
+    database.execute("PRAGMA cache_size = -512")  # KiB, else 2,000: the kernel has the file in memory as well
     for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
         database.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION_ID}; {script}"
