@@ -225,6 +225,34 @@ async def test_however_many_come_at_once_no_more_are_held_than_there_are_slots(r
     assert await waiting(room) == 0
 
 
+async def test_two_workers_share_what_waits_in_one_queue(room: Room, side: Side, broker: Endpoint) -> None:
+    jobs, taken = 40, Counter[str]()
+    over = asyncio.Event()
+
+    async def work(name: str, side: Side, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            side.intake.want(jobs)
+            delivery = await side.take(60)
+            taken[name] += 1
+            tasks.create_task(run(delivery, f"{name}-{taken[name]}"))
+
+    async def run(delivery: Delivery, claim: str) -> None:
+        await (await delivery.claim(claim)).settle()
+        if taken.total() == jobs:
+            over.set()
+
+    async with open_side(room.names, room.queues, broker.url, worker="w2") as other:
+        await fill(room, jobs)
+        async with asyncio.TaskGroup() as tasks:
+            workers = [tasks.create_task(work(name, one, tasks)) for name, one in (("w1", side), ("w2", other))]
+            async with asyncio.timeout(30):
+                await over.wait()
+            for worker in workers:
+                worker.cancel()
+    assert min(taken["w1"], taken["w2"]) >= jobs / 4, taken
+    await room.purge("w2")
+
+
 async def test_jobs_of_a_tenants_own_queue_come_one_by_one(
     room: Room, side: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
