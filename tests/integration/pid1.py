@@ -142,6 +142,15 @@ class Pid1:
                 self._select(selector)
                 assert self._read(stream), f"ended before {text!r}: {self._own}"
 
+    def read_report(self) -> None:
+        """Read until all is told."""
+        with selectors.DefaultSelector() as selector:
+            for stream in self._open_streams():
+                selector.register(stream, selectors.EVENT_READ)
+            while not self._scanner.complete:
+                for key, _ in self._select(selector):
+                    assert self._read(key.fileobj), "ended before its report"
+
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 

@@ -712,6 +712,40 @@ def test_a_process_that_entered_from_outside_is_killed_too(binary: Path) -> None
     assert end.told.status == 2 << 8
 
 
+def leashed(init: Pid1, script: str) -> None:
+    """Hand a job over that has no input, and read until all is told; the init's own input goes on."""
+    job = replace(describe(sh(script)), leashed=True)
+    init.expect(job)
+    init.send(job.encode())
+    init.read_report()
+
+
+def test_a_leashed_init_stays_until_its_input_ends_which_its_job_does_not_see(binary: Path) -> None:
+    with Pid1(binary) as init:
+        leashed(init, "cat; readlink /proc/self/fd/0; exit 3")
+        init.send_alone(b"still there?")
+        assert init.job_processes == []
+        init.stdin.close()
+        end = init.finish()
+    assert (end.code, end.stdout, end.told.status) == (3, b"/dev/null\n", 3 << 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, KILL_SIGNAL], ids=["term", "kill"])
+def test_a_leashed_init_that_has_told_all_leaves_at_a_signal(folder: Path, number: int) -> None:
+    build(patient := folder / f"patient-{number}", extra=("-DSTAY_MS=600000",))
+    with Pid1(patient) as init:
+        leashed(init, "exit 4")
+        init.signal(number)
+        assert init.finish().code == 4
+
+
+def test_a_leashed_init_stays_no_longer_than_a_while(folder: Path) -> None:
+    build(impatient := folder / "brief", extra=("-DSTAY_MS=300",))
+    with Pid1(impatient) as init:
+        leashed(init, "exit 5")
+        assert init.finish().code == 5
+
+
 def test_what_cannot_be_killed_is_not_reported_dead(folder: Path) -> None:
     """Root's process among another user's. Where the tests have but one user, the init may kill it, and reports."""
     impatient = folder / "impatient"

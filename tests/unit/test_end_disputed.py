@@ -63,6 +63,9 @@ class Streams:
     def listen(self, _on_data: object, on_end: Callable[[], None]) -> None:
         self.end = on_end
 
+    def end_input(self) -> None:
+        """The container may end."""
+
 
 def container_of(engine: Engine, report: Report | None = REPORT, *, streams: Streams | None = None) -> DockerContainer:
     nothing = cast("Any", None)

@@ -55,6 +55,9 @@ class Attachment:
     def send(self, data: bytes) -> None:
         self.sent += data
 
+    def end_input(self) -> None:
+        """There was none but what was sent."""
+
 
 def sandbox(folder: JobFolder, attachment: Attachment) -> Sandbox:
     return Sandbox(None, "c", attachment, folder, Bytes(0))  # type: ignore[arg-type]

@@ -191,6 +191,10 @@ def test_the_frame_byte_for_byte() -> None:
     assert description().encode() == b"RUN1" + len(body).to_bytes(4, "little") + body
 
 
+def test_a_leash_is_one_more_item() -> None:
+    assert description(leashed=True).encode()[8:] == description().encode()[8:] + b"\x0c\0\0\0\0"
+
+
 def test_a_job_that_is_not_to_start_late_is_told_so_in_milliseconds() -> None:
     until = datetime(1970, 1, 1, 0, 0, 1, 500_999, tzinfo=UTC)
     assert description(not_after=until).encode()[8:] == description().encode()[8:] + b"\x0b\x08\0\0\0\xdc\x05" + bytes(

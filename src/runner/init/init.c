@@ -14,6 +14,11 @@
 #define GIVE_UP_MS 30000
 #endif
 
+#ifndef STAY_MS /* how long we stay, all being told, if nobody lets us go; and how often we look for a signal meanwhile */
+#define STAY_MS 10000
+#endif
+#define LOOK_MS 100
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the wire format is that of a little-endian machine"
 #endif
@@ -195,12 +200,12 @@ enum { NONCE = 16, BODY_MAX = (1 << 20) + (384 << 10), WORDS_MAX = BODY_MAX / 5,
 enum { SECRETS_MAX = 32 };
 enum tag {
     TAG_NONCE = 1, TAG_ARGV, TAG_ENV, TAG_CWD, TAG_TIMEOUT, TAG_LIMIT, TAG_PLACE, TAG_FOLDER, TAG_SECRET, TAG_SOCKETS,
-    TAG_NOT_AFTER,
+    TAG_NOT_AFTER, TAG_LEASH,
 };
 
 static struct {
     uint8_t start_nonce[NONCE], end_nonce[NONCE];
-    int has_nonce, has_timeout, few_sockets;
+    int has_nonce, has_timeout, few_sockets, leashed;
     uint64_t timeout_ms, not_after_ms; /* the latter 0: at any time */
     const char *cwd;
     const char *folder;
@@ -300,6 +305,8 @@ static int take(uint8_t tag, uint8_t *value, uint32_t length)
         return job.few_sockets = length == 0;
     case TAG_NOT_AFTER:
         return take_not_after(value, length);
+    case TAG_LEASH:
+        return job.leashed = length == 0;
     default:
         return 0;
     }
@@ -591,11 +598,22 @@ static long restrict_sockets(void)
     return sys(NR_PRCTL, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, (long)&program, 0, 0);
 }
 
+static long have_no_input(void) /* the lowest free number is that of standard input */
+{
+    close_fd(0);
+    return sys(NR_OPENAT, AT_FDCWD, (long)"/dev/null", 0, 0, 0);
+}
+
 static int become_job(void) /* in the child; returns the errno of what failed */
 {
     static const uint64_t none = 0;
     sys(NR_SETSID, 0, 0, 0, 0, 0);
     close_on_exec();
+    if (job.leashed) {
+        long result = have_no_input();
+        if (result < 0)
+            return (int)-result;
+    }
     for (uint32_t i = 0; i < job.limits; i++) {
         long result = sys(NR_PRLIMIT64, 0, job.resource[i], (long)&job.limit[i], 0, 0);
         if (result < 0)
@@ -771,6 +789,23 @@ static int exit_code(void)
     return status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff;
 }
 
+/*
+ * All is told. But the end of a container keeps the engine's processes busy, just when the daemon tells of the job's: so
+ * we stay until we are let go, that is until our input ends, as it does when the daemon does. Or until a signal comes.
+ */
+static void stay(void)
+{
+    static const struct timespec at_once = {0, 0}, turn = {0, LOOK_MS * 1000000};
+    uint64_t until = now(CLOCK_MONOTONIC) + STAY_MS * 1000000ULL;
+    struct pollfd input = {0, POLLIN, 0};
+    uint8_t byte;
+    while (now(CLOCK_MONOTONIC) < until && take_signal(~bit(SIGCHLD), &at_once) < 0) {
+        long ready = sys(NR_PPOLL, (long)&input, 1, (long)&turn, 0, 0);
+        if (ready > 0 && sys(NR_READ, 0, (long)&byte, 1, 0, 0) == 0)
+            return;
+    }
+}
+
 static void reset_signals(void) /* ours and thereby the job's: what we were started with may be anything */
 {
     static const uint64_t zero[4], all = ~0ULL;
@@ -817,5 +852,7 @@ _Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel lea
     report.oom_kills = since(oom_before, current(oom_kills));
     report.memory_peak = current(memory_peak);
     write_report();
+    if (job.leashed)
+        stay();
     leave(exit_code());
 }

@@ -8,7 +8,7 @@ All numbers are little-endian. Down, on standard input, goes one frame (`Descrip
     4 working directory                                            5 u64 time-out in ms           7 a place to measure
     6 resource limit: u32 resource, u64 soft, u64 hard             8 the folder of the secrets
     9 a secret: the name of its file, NUL, its content             10 empty: few kinds of sockets
-    11 u64 Unix time in ms after which nothing is started
+    11 u64 Unix time in ms after which nothing is started          12 empty: no input for the job, the init stays
 
 Up come the job's own streams, with the init's records in them (`OutputScanner`). What follows a nonce is written in
 hexadecimal digits and ends with a newline: the engine's log, which a later life of the daemon reads instead, keeps
@@ -39,7 +39,7 @@ SECRETS_MAX = 32
 """The most secrets that the init writes."""
 
 _MAGIC = b"RUN1"
-_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET, _SOCKETS, _NOT_AFTER = range(1, 12)
+_NONCE, _ARGV, _ENV, _CWD, _TIMEOUT, _RLIMIT, _PLACE, _FOLDER, _SECRET, _SOCKETS, _NOT_AFTER, _LEASH = range(1, 13)
 _HALF = NONCE_BYTES // 2
 _UNKNOWN = 2**64 - 1
 
@@ -64,6 +64,7 @@ class Description:
     that nobody can guess; where the engine's log is to be read, they are text without a newline. `secrets` become
     files, by name, in `secrets_folder`, which then is closed to writing. `few_sockets` leaves the job no sockets but
     Unix, TCP and UDP over IP, and no io_uring. After `not_after`, by the host's clock, it is not started any more.
+    One that is `leashed` reads nothing, and the init stays when all is told until its input ends, ten seconds at most.
     """
 
     nonce: bytes
@@ -77,6 +78,7 @@ class Description:
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     few_sockets: bool = False
     not_after: datetime | None = None
+    leashed: bool = False
 
     def encode(self) -> bytes:
         """The frame. Raises `ValueError`, which names the field, for what the init or the kernel cannot take."""
@@ -124,6 +126,7 @@ class Description:
             *([(_FOLDER, _text("secrets_folder", self.secrets_folder))] if self.secrets_folder else []),
             *((_SECRET, _text("secrets", name) + b"\0" + value) for name, value in self.secrets.items()),
             *([(_SOCKETS, b"")] if self.few_sockets else []),
+            *([(_LEASH, b"")] if self.leashed else []),
             *([(_NOT_AFTER, _U64.pack(_milliseconds(self.not_after)))] if self.not_after is not None else []),
         ]
 

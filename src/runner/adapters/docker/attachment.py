@@ -51,9 +51,13 @@ class Attachment:
         return self._ended
 
     def send(self, data: bytes) -> None:
-        """Give the container all of its input. What it does not read waits in the transport, at no one's cost."""
+        """Give the container input. What it does not read waits in the transport, at no one's cost."""
         if not self._transport.is_closing():
             self._transport.write(data)
+
+    def end_input(self) -> None:
+        """Tell the container that there is no more input. May be repeated."""
+        if not self._transport.is_closing():
             self._transport.write_eof()
 
     def close(self) -> None:

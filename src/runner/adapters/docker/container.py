@@ -82,6 +82,7 @@ class DockerContainer:
         self._unwatched = False  # the engine may have stopped the job while nobody saw it go
         self._replayed = False
         self._whole = True  # nothing is known to be missing from the beginning
+        self._attachment = attachment
         if attachment is None:
             self._settled.set()
             self._detached.set()
@@ -191,8 +192,14 @@ class DockerContainer:
             self._used = usage(self._id)  # the init will not report, and afterwards nobody knows
             await self._signal(signal.SIGKILL)
 
+    def let_go(self) -> None:
+        """Nothing is to be told any more: the container may end. Until then it stays, though its job has ended."""
+        if self._attachment is not None:
+            self._attachment.end_input()
+
     async def disagreements(self) -> list[Disagreement]:
         """In what the engine contradicts the init's report, if it knows the end soon; nothing where there was none."""
+        self.let_go()
         report = self._scanner.report
         if report is None or self._killed:
             return []
@@ -306,6 +313,7 @@ class DockerContainer:
     async def _reported(self, report: Report) -> Exit:
         end = ending.reported(report, disk=self._limits.disk, output=self._folder.output(), complete=self._complete)
         if report.oom_kills is None and end.code != 0:
+            self.let_go()
             end = replace(end, oom_kills=await self._engine_saw_oom())
         if ending.killed_by_host(end, Bytes(self._limits.memory + self._limits.disk)):
             return _lost(end, "its worker ran out of memory")

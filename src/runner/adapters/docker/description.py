@@ -36,6 +36,7 @@ def describe(attempt: Attempt, nonce: bytes) -> Description:
         secrets_folder=SECRETS_DIR,
         secrets=attempt.secrets,
         few_sockets=not plan.stack.all_sockets,
+        leashed=not attempt.plan.job.stdin,
     )
 
 

@@ -48,7 +48,8 @@ class Sandbox:
         """Hand the job over to the init; return when its process was started. Raises `EngineError` or `StartError`."""
         job = attempt.plan.job
         try:
-            frame = replace(describe(attempt, nonce), not_after=datetime.now(UTC) + GOOD_FOR).encode()
+            description = describe(attempt, nonce)
+            frame = replace(description, not_after=datetime.now(UTC) + GOOD_FOR).encode()
         except ValueError as error:
             raise StartError(str(error)) from error
         if job.payload is not None:
@@ -76,5 +77,7 @@ class Sandbox:
             warm=warm,
         )
         self._attachment.send(frame + (job.stdin or b""))
+        if not description.leashed:
+            self._attachment.end_input()
         await container.begun()
         return container
