@@ -32,6 +32,9 @@ class Transport:
     def abort(self) -> None:
         self.closed = True
 
+    def write(self, data: bytes) -> None:
+        self.told.append(data.decode())
+
 
 class Receiver:
     """Keeps what it is given."""
@@ -53,12 +56,19 @@ def connected() -> tuple[Connection, Transport]:
     return connection, transport
 
 
+async def asked(connection: Connection, head: bytes) -> Answer:
+    asking = asyncio.create_task(connection.ask(b"GET"))
+    await asyncio.sleep(0)
+    connection.data_received(head)
+    return await asking
+
+
 async def read(data: bytes, cut: int, *, lost: Exception | None = None) -> tuple[Answer, bytes]:
     """What is read of `data` that comes in pieces, before the connection ends."""
     connection, _ = connected()
 
     async def whole() -> tuple[Answer, bytes]:
-        answer = await connection.answer()
+        answer = await connection.ask(b"GET")
         return answer, await answer.body()
 
     reading = asyncio.create_task(whole())
@@ -131,16 +141,13 @@ async def test_what_is_no_http(data: bytes) -> None:
 
 async def test_an_answer_that_nobody_reads_is_held_up() -> None:
     connection, transport = connected()
-    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n")
-    answer = await connection.answer()
+    answer = await asked(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 400000\r\n\r\n")
     connection.data_received(bytes(300_000))
-    assert transport.told == ["pause"]
+    assert transport.told == ["GET", "pause"]
     got = len(await answer.piece())
-    reading = asyncio.create_task(answer.piece())
-    await asyncio.sleep(0)
-    assert transport.told == ["pause", "resume"]
+    assert transport.told == ["GET", "pause", "resume"]
     connection.data_received(bytes(100_000))
-    assert got + len(await reading) == 400_000
+    assert got + len(await answer.piece()) == 400_000
     assert await answer.piece() == b""
 
 
@@ -151,11 +158,18 @@ async def test_what_comes_unasked_makes_it_useless() -> None:
     assert not connection.fresh
 
 
+async def test_so_does_what_comes_behind_an_answer() -> None:
+    connection, _ = connected()
+    answer = await asked(connection, LENGTH + b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    assert await answer.body() == b"Wikipedia in a"
+    assert not connection.fresh
+
+
 async def test_who_takes_it_over_has_all_that_comes_and_hears_of_its_end_once() -> None:
     connection, _ = connected()
     receiver = Receiver()
-    connection.data_received(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\n\r\nearly ")
-    answer = await connection.answer()
+    answer = await asked(connection, b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\near")
+    connection.data_received(b"ly ")
     connection.hand_over(receiver)
     connection.data_received(b"late")
     connection.connection_lost(None)

@@ -70,8 +70,7 @@ class Api:
         """Have the engine answer on a new connection: one that shuts down still answers on the old ones."""
         connection = await self._connect()
         try:
-            connection.send(self._encode("GET", "/_ping", None))
-            answer = await connection.answer()
+            answer = await connection.ask(self._encode("GET", "/_ping", None))
             if answer.status != HTTPStatus.OK:
                 raise HttpError(answer.status, "no ping")
         finally:
@@ -119,8 +118,7 @@ class Api:
 
     async def _sent(self, connection: Connection, request: bytes) -> Answer:
         try:
-            connection.send(request)
-            return await connection.answer()
+            return await connection.ask(request)
         except BaseException:
             connection.close()
             raise

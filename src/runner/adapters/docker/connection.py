@@ -1,14 +1,16 @@
-"""A connection to the engine, and the little of HTTP/1.1 that an engine speaks on it."""
+"""A connection to the engine. What HTTP is, the parser of a library knows; here is who waits for what."""
 
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol, cast
 
+import httptools
+
 _LONGEST_HEAD = 64 * 1024
 _MOST_UNREAD = 256 * 1024
 """What waits for whoever reads an answer; the engine writes no more of it until then."""
-_EMPTY = (HTTPStatus.SWITCHING_PROTOCOLS, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+_EMPTY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 
 class Receiver(Protocol):
@@ -21,16 +23,12 @@ class Receiver(Protocol):
         """The connection is gone, for whatever reason."""
 
 
-class Ended(ConnectionError):
-    """The engine has closed the connection in good order."""
-
-
 class NotHttp(ConnectionError):
     """What has come is no answer."""
 
 
 class Connection(asyncio.Protocol):
-    """Carries one request at a time, until it is closed or handed over. Reading raises `ConnectionError` at its end."""
+    """Carries one request at a time, until it is closed or handed over."""
 
     def __init__(self, gone: Callable[["Connection"], None]) -> None:
         """`gone` is called when it is closed, once or more often."""
@@ -38,49 +36,49 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._gone = gone
         self._over = False
-        self._error: Exception | None = None
-        self._received = bytearray()
+        self._unasked = False
         self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._answer: Answer | None = None
         self._receiver: Receiver | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether it can carry a request: nothing has come that was not asked for, and it stands."""
-        return not (self._over or self._received or self.transport.is_closing())
+        return not (self._over or self._unasked or self.transport.is_closing())
 
-    def send(self, data: bytes) -> None:
-        """Write all of a request."""
-        self.transport.write(data)
-
-    async def answer(self) -> "Answer":
-        """The answer to what was sent."""
-        while True:
-            answer = Answer(self, await self._until(b"\r\n\r\n"))
-            if answer.status >= HTTPStatus.OK or answer.status == HTTPStatus.SWITCHING_PROTOCOLS:
-                return answer
-
-    async def line(self) -> bytes:
-        """The next line, without its end."""
-        return await self._until(b"\r\n")
-
-    async def some(self, most: int | None = None) -> bytes:
-        """What has come and was not read, a byte at least, and `most` at most."""
-        while not self._received:
-            await self._more()
-        taken = bytes(self._received[:most])
-        del self._received[:most]
-        return taken
+    async def ask(self, request: bytes) -> "Answer":
+        """The beginning of the answer to a request. Raises `ConnectionError`."""
+        self._answer = Answer(self)
+        if self._over:
+            raise ConnectionError("the engine closed the connection")
+        self.transport.write(request)
+        await self._answer.begun()
+        return self._answer
 
     def hand_over(self, receiver: Receiver) -> None:
         """Give everything that comes from now on to `receiver`, and what has come and was not read."""
         self._receiver = receiver
-        self._resume()
-        if self._received:
-            receiver.feed_data(bytes(self._received))
-            self._received.clear()
+        self.resume()
+        if self._answer is not None and (came := self._answer.take()):
+            receiver.feed_data(came)
         if self._over:
             receiver.feed_eof()
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def refuse(self) -> None:
+        """Something has come that was not asked for."""
+        self._unasked = True
 
     def close(self) -> None:
         """Let go of it, whatever it carries. May be repeated."""
@@ -95,72 +93,53 @@ class Connection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         if self._receiver is not None:
             self._receiver.feed_data(data)
-            return
-        self._received += data
-        if len(self._received) > _MOST_UNREAD:
-            self._paused = True
-            self.transport.pause_reading()
-        self._wake()
+        elif self._answer is None or self._answer.complete:
+            self.refuse()
+        else:
+            self._answer.feed(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._over, self._error = True, error
+        self._over = True
         self._gone(self)
-        self._wake()
         if self._receiver is not None:
             self._receiver.feed_eof()
-
-    async def _until(self, mark: bytes) -> bytes:
-        while (at := self._received.find(mark)) < 0:
-            if len(self._received) > _LONGEST_HEAD:
-                raise NotHttp("the engine's answer has no end of its head")
-            await self._more()
-        taken = bytes(self._received[:at])
-        del self._received[: at + len(mark)]
-        return taken
-
-    async def _more(self) -> None:
-        if self._over:
-            raise ConnectionError(str(self._error)) if self._error else Ended("the engine closed the connection")
-        self._resume()
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            self.transport.resume_reading()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        elif self._answer is not None:
+            self._answer.feed_eof(error)
 
 
 class Answer:
-    """An answer whose head has come; the rest has to be read, or the connection closed."""
+    """An answer as it comes. Reading it raises `ConnectionError` where it breaks off or is none."""
 
-    def __init__(self, connection: Connection, head: bytes) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        first, *lines = head.split(b"\r\n")
-        version, _, rest = first.partition(b" ")
-        if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-            raise NotHttp(f"the engine does not speak HTTP: {first[:80]!r}")
-        self.status = int(rest[:3])
-        self._fields = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        self._chunked = self._fields.get(b"transfer-encoding", b"").lower() == b"chunked"
-        self._left = self._length()
-        """What is still to come of the body or of this piece of it; None while only the connection's end ends it."""
-        self._again = version != b"HTTP/1.0" and self._fields.get(b"connection", b"").lower() != b"close"
+        self.status = 0
+        """0 until its head has come."""
+        self.complete = False
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._came = 0
+        self._type = b""
+        self._bounded = False
+        """Whether something in it says where it ends; else the end of the connection does."""
+        self._keeps = False
+        self._failure: ConnectionError | None = None
+        self._body = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def json(self) -> bool:
         """Whether the body claims to be JSON."""
-        return self._fields.get(b"content-type", b"").partition(b";")[0] == b"application/json"
+        return self._type.partition(b";")[0].strip() == b"application/json"
 
     @property
     def reusable(self) -> bool:
-        """Whether the connection carries another request once all of this answer was read."""
-        return self._again and self._left is not None
+        """Whether the connection carries another request: all of this answer has come, and it says nothing against."""
+        return self.complete and self._keeps
+
+    async def begun(self) -> None:
+        """Return when its head has come."""
+        while not self.status:
+            await self._more()
 
     async def body(self) -> bytes:
         """All of the body."""
@@ -171,41 +150,92 @@ class Answer:
 
     async def piece(self) -> bytes:
         """Some of the body; nothing at its end."""
-        if self._left == 0 and self._chunked:
-            await self._next_chunk()
-        if self._left == 0:
-            return b""
-        if self._left is None:
-            return await self._rest()
-        taken = await self.connection.some(self._left)
-        self._left -= len(taken)
-        if not self._left and self._chunked:
-            await self.connection.line()
+        while not (self._body or self.complete):
+            await self._more()
+        return self.take()
+
+    def take(self) -> bytes:
+        """What has come of the body and was not read; of an answer that switches protocols, what followed it."""
+        taken = bytes(self._body)
+        self._body.clear()
+        self.connection.resume()
         return taken
 
-    def _length(self) -> int | None:
-        if self.status in _EMPTY or self._chunked:
-            return 0
-        length = self._fields.get(b"content-length")
-        if length is not None and not length.isdigit():
-            raise NotHttp(f"the engine's answer has a length of {length[:80]!r}")
-        return None if length is None else int(length)
+    def feed(self, data: bytes) -> None:
+        """Called by the connection with what has come."""
+        if self._parser is None:
+            self._body += data
+        else:
+            self._parse(self._parser, data)
+        if len(self._body) > _MOST_UNREAD:
+            self.connection.pause()
+        self._wake()
 
-    async def _next_chunk(self) -> None:
-        size = (await self.connection.line()).partition(b";")[0].strip()
-        try:
-            self._left = int(size, 16)
-        except ValueError:
-            self._left = -1
-        if self._left < 0:
-            raise NotHttp(f"a piece of the engine's answer has a length of {size[:80]!r}")
-        if not self._left:
-            self._chunked = False
-            while await self.connection.line():
-                pass  # what may follow the last piece
+    def feed_eof(self, error: Exception | None) -> None:
+        """Called by the connection at its end."""
+        if self.status and not self._bounded and error is None:
+            self.complete = True
+        elif not self.complete and self._failure is None:
+            self._failure = ConnectionError(str(error) if error else "the engine closed the connection")
+        self._wake()
 
-    async def _rest(self) -> bytes:
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser, as all of these."""
+        name = name.lower()
+        if name == b"content-type":
+            self._type = value
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._bounded = True
+
+    def on_headers_complete(self) -> None:
+        """The status is known."""
+        status = self._parser.get_status_code() if self._parser is not None else 0
+        if status >= HTTPStatus.OK or status == HTTPStatus.SWITCHING_PROTOCOLS:
+            self.status = status
+            self._bounded = self._bounded or status in _EMPTY or status == HTTPStatus.SWITCHING_PROTOCOLS
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        """It was all, unless another one follows, or another protocol."""
+        if self.status and self.status != HTTPStatus.SWITCHING_PROTOCOLS and self._parser is not None:
+            self._keeps, self.complete = self._parser.should_keep_alive(), True
+
+    def on_message_begin(self) -> None:
+        """One that nobody asked for, if this one is complete."""
+        if self.complete:
+            self.connection.refuse()
+
+    def _parse(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
         try:
-            return await self.connection.some()
-        except Ended:
-            return b""
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parser = None
+            self._body += data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._fail(f"the engine's answer is no HTTP: {error}")
+        if not self.status:
+            self._came += len(data)
+            if self._came > _LONGEST_HEAD:
+                self._fail("the engine's answer has no end of its head")
+        if self.complete or self._failure:
+            self._parser = None  # which refers to us
+
+    def _fail(self, problem: str) -> None:
+        if self.complete:
+            self.connection.refuse()
+        elif self._failure is None:
+            self._failure = NotHttp(problem)
+
+    async def _more(self) -> None:
+        """Return when something has happened. Raises what is amiss."""
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
