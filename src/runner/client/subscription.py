@@ -54,6 +54,7 @@ class Subscription:
         """Return when nothing of the job can be missed any more. Raises `BrokerError`."""
         key = (following.key.tenant, following.key.id)
         self._followings[key].append(following)
+        channel: aiormq.abc.AbstractChannel | None = None
         try:
             channel = await self._binder()
             # A channel's commands are carried out in order: the answer to the last one is that to all.
@@ -63,7 +64,9 @@ class Subscription:
             await channel.queue_bind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
         except BROKER_FAULTS as error:
             self._followings[key].remove(following)
-            raise BrokerError(f"this client cannot follow {following.key}: {_why(error)}") from error
+            raise BrokerError(
+                f"this client cannot follow {following.key}: {_why(await _refusal(channel, error))}"
+            ) from error
 
     def fail(self, reason: str) -> None:
         """Tell everybody who waits that nothing will come."""
@@ -112,6 +115,15 @@ class Subscription:
 
 def _pattern(key: Key) -> str:
     return f"{key[0]}.{key[1]}.#"
+
+
+async def _refusal(channel: aiormq.abc.AbstractChannel | None, error: BaseException) -> BaseException:
+    """Why the broker closed the channel, where it did so for what was sent before the call that failed."""
+    if channel is None or not isinstance(error, aiormq.exceptions.ChannelInvalidStateError):
+        return error
+    closing = channel.closing
+    await asyncio.wait({closing}, timeout=RPC_TIMEOUT)
+    return (closing.exception() if closing.done() and not closing.cancelled() else None) or error
 
 
 def _why(error: BaseException) -> str:
