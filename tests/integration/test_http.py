@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from runner.adapters import http
 from runner.adapters.http import Views, serve_http
 from runner.adapters.metrics import Metrics
 from runner.errors import ConfigError
@@ -160,6 +161,19 @@ async def test_it_ends_at_once_although_a_connection_is_open() -> None:
             port = int(client.url.rpartition(":")[2])
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_connection_that_waits_for_its_next_request_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_SHUTDOWN", 3600.0)
+    async with asyncio.timeout(30):
+        async with serving(Daemon()) as client:
+            port = int(client.url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_requests_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -186,6 +186,21 @@ async def test_a_damaged_copy_is_made_anew(state_dir: Path, clock: Clock, damage
         assert await memory.cancelled(KEY) == "typo"
 
 
+async def test_a_copy_that_is_damaged_in_its_middle_is_made_anew(state_dir: Path, clock: Clock) -> None:
+    path = state_dir / "memory.db"
+    async with open_memory(state_dir, clock) as memory:
+        keys = [JobKey(tenant="acme", id=f"j{number}") for number in range(5_000)]
+        await memory.add_cancels([Cancel(key=key, reason="typo") for key in keys], at(1))
+    whole = path.read_bytes()
+    middle = len(whole) // 4
+    path.write_bytes(whole[:middle] + b"\xff" * (2 * middle) + whole[3 * middle :])
+
+    async with open_memory(state_dir, clock) as memory:
+        assert await memory.position(Book.CANCELLED) is None
+        await memory.add_cancels([Cancel(key=KEY, reason="typo")], at(2))
+        assert await memory.cancelled(KEY) == "typo"
+
+
 async def test_a_copy_of_another_version_is_made_anew(state_dir: Path, clock: Clock) -> None:
     async with open_memory(state_dir, clock) as memory:
         await memory.add_cancels([Cancel(key=KEY, reason="typo")], at(1))

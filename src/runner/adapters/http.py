@@ -67,6 +67,7 @@ async def serve_http(host: str, port: int, views: Views) -> AsyncIterator[int]:
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
+        requests.pre_shutdown()  # or a connection that only waits for its next request would be waited for
         await requests.shutdown(_SHUTDOWN)
 
 

@@ -60,11 +60,13 @@ class Client:
         self._subscription: Subscription | None = None
         self._asker: Asker | None = None
         self._turn = asyncio.Lock()
+        self._clearing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Connect. Raises `BrokerError` when no broker answers."""
         async with AsyncExitStack() as stack:
             self._connection = await stack.enter_async_context(connect_once(self._urls, "runner:client"))
+            stack.push_async_callback(self._stop_clearing)
             self._lifetimes = stack.pop_all()
         return self
 
@@ -99,7 +101,7 @@ class Client:
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
         job = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
         await self._publish_job(envelope, body)
-        await self._forget_ended()
+        self._clear_away()  # not waited for: whoever was cancelled here would have a job and no handle
         return job
 
     async def enqueue(
@@ -121,7 +123,7 @@ class Client:
     async def follow(self, tenant: str, job_id: str) -> SubmittedJob:
         """Follow a job that is on its way, from now on: what it told before is not told again."""
         job = await self._follow(_key(tenant, job_id), submitted=False)
-        await self._forget_ended()
+        self._clear_away()
         return job
 
     async def cancel(self, tenant: str, job_id: str, reason: str = "") -> None:
@@ -167,8 +169,17 @@ class Client:
             await self._subscription.add(following)
         return SubmittedJob(following, self.cancel)
 
-    async def _forget_ended(self) -> None:
+    def _clear_away(self) -> None:
         """Jobs that are over leave something behind in the broker: cleared away while the next one is on its way."""
+        if self._clearing is None or self._clearing.done():
+            self._clearing = asyncio.create_task(self._forget_ended())
+
+    async def _stop_clearing(self) -> None:
+        if self._clearing is not None:
+            self._clearing.cancel()
+            await asyncio.wait([self._clearing])
+
+    async def _forget_ended(self) -> None:
         async with self._turn:
             if self._subscription is not None:
                 await self._subscription.forget_ended()

@@ -79,12 +79,12 @@ class Subscription:
         ended = [key for key, followings in self._followings.items() if all(one.over for one in followings)]
         try:
             for key in ended:
-                del self._followings[key]
                 channel = await self._binder()
                 for queue, exchange in self._queues:
                     await channel.queue_unbind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
+                del self._followings[key]
         except BROKER_FAULTS:
-            return  # they go with the connection, and whoever waits hears of its end
+            return  # those that are left are taken away the next time, or go with the connection
 
     async def _binder(self) -> aiormq.abc.AbstractChannel:
         """The channel for bindings: one of its own, since a refusal closes it, and must not end other jobs' news."""

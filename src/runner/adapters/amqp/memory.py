@@ -104,15 +104,9 @@ class Memory:
     _database: sqlite3.Connection
     _thread: ThreadPoolExecutor
     _now: Callable[[], datetime]
-    _pruned: datetime = field(default=_EPOCH)
-    _cancelled: set[int] | None = None
+    _cancelled: set[int] | None
     """Hashes of the keys of all cancelled jobs, and maybe of others; None while there are too many."""
-
-    async def load(self) -> None:
-        """Learn which jobs are cancelled, if they are not too many."""
-        rows = await self._read("SELECT tenant, id FROM cancelled LIMIT ?", (_REMEMBERED + 1,))
-        known = {hash(JobKey(tenant=tenant, id=job_id)) for tenant, job_id in rows}
-        self._cancelled = known if len(rows) <= _REMEMBERED else None
+    _pruned: datetime = field(default=_EPOCH)
 
     async def position(self, book: Book) -> Position | None:
         """How far the book's stream was read; None when it never was."""
@@ -228,18 +222,17 @@ async def open_memory(state_dir: Path, now: Callable[[], datetime]) -> AsyncIter
     with ThreadPoolExecutor(1, thread_name_prefix="memory") as thread:
         loop = asyncio.get_running_loop()
         try:
-            database = await loop.run_in_executor(thread, _open, path)
+            database, cancelled = await loop.run_in_executor(thread, _open, path)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"worker.state_dir: {path} cannot be used: {error}") from error
         try:
-            memory = Memory(database, thread, now)
-            await memory.load()
-            yield memory
+            yield Memory(database, thread, now, cancelled)
         finally:
             await loop.run_in_executor(thread, database.close)
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path) -> tuple[sqlite3.Connection, set[int] | None]:
+    """The database, and the hashes of the cancelled jobs' keys if they are not too many."""
     try:
         return _connect(path)
     except sqlite3.DatabaseError:
@@ -248,16 +241,16 @@ def _open(path: Path) -> sqlite3.Connection:
         return _connect(path)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path) -> tuple[sqlite3.Connection, set[int] | None]:
     # SQLite gives its other files the modes of this one.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     database = sqlite3.connect(path, check_same_thread=False)
     try:
         _prepare(database)
+        return database, _load(database)
     except BaseException:
         database.close()
         raise
-    return database
 
 
 def _prepare(database: sqlite3.Connection) -> None:
@@ -272,6 +265,12 @@ def _prepare(database: sqlite3.Connection) -> None:
     # Looks at each table, so that a damaged file is found out here.
     for table in ("positions", *Book):
         database.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()  # noqa: S608 - our own words
+
+
+def _load(database: sqlite3.Connection) -> set[int] | None:
+    rows = database.execute("SELECT tenant, id FROM cancelled LIMIT ?", (_REMEMBERED + 1,)).fetchall()
+    known = {hash(JobKey(tenant=tenant, id=job_id)) for tenant, job_id in rows}
+    return known if len(rows) <= _REMEMBERED else None
 
 
 def _move(database: sqlite3.Connection, book: Book, position: Position) -> None:
