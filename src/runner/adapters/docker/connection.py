@@ -182,6 +182,8 @@ class Answer:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser, as all of these."""
         name = name.lower()
+        if self.complete:
+            return  # of another one, which nobody asked for
         if name == b"content-type":
             self._type = value
         elif name in (b"content-length", b"transfer-encoding"):
@@ -190,17 +192,19 @@ class Answer:
     def on_headers_complete(self) -> None:
         """The status is known."""
         status = self._parser.get_status_code() if self._parser is not None else 0
-        if status >= HTTPStatus.OK or status == HTTPStatus.SWITCHING_PROTOCOLS:
+        if not self.complete and (status >= HTTPStatus.OK or status == HTTPStatus.SWITCHING_PROTOCOLS):
             self.status = status
             self._bounded = self._bounded or status in _EMPTY or status == HTTPStatus.SWITCHING_PROTOCOLS
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body."""
-        self._body += data
+        if not self.complete:
+            self._body += data
 
     def on_message_complete(self) -> None:
         """It was all, unless another one follows, or another protocol."""
-        if self.status and self.status != HTTPStatus.SWITCHING_PROTOCOLS and self._parser is not None:
+        ends = self.status and self.status != HTTPStatus.SWITCHING_PROTOCOLS
+        if ends and not self.complete and self._parser is not None:
             self._keeps, self.complete = self._parser.should_keep_alive(), True
 
     def on_message_begin(self) -> None:
