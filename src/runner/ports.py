@@ -83,7 +83,7 @@ class Engine(Protocol):
         """A job of that plan is about to be launched under that name: begin what can be begun before it is ours.
 
         The id of the container that waited and is the job's from now on, if there is one. Only the claim's record
-        tells that to another life, for it gets its name later. `launch` has to follow, or `drop`.
+        tells that to another life, for it may not have its name yet. `launch` has to follow, or `drop`.
         """
 
     async def prepare(self, attempt: Attempt) -> None:

@@ -13,6 +13,7 @@ from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
 from runner.adapters.docker import launch as launching
+from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.warm import Standing
@@ -85,6 +86,11 @@ async def named(house: House, attempt: Attempt) -> None:
     async with asyncio.timeout(30):
         while attempt.container_name not in await house.names():  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.02)
+
+
+async def hang(_client: EngineClient, _container: str, _name: str) -> None:
+    """A rename that the engine does not answer."""
+    await asyncio.Event().wait()
 
 
 async def see(house: House, attempt: Attempt) -> str:
@@ -262,16 +268,35 @@ async def test_what_an_earlier_life_left_waiting_is_removed(house: House) -> Non
     assert house.folders() == set()
 
 
-async def test_a_job_that_is_soon_over_costs_no_rename(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "_NAMED_AFTER", 300.0)  # this machine may be slow
+async def test_a_job_is_told_to_have_started_when_its_container_has_the_name(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_NAMED_WITHIN", 30.0)  # this machine may be slow
     async with keeping(house, 1):
         before = house.engine.warm.names()
         attempt = attempt_of(house, "true")
         container = await launch(house, attempt)
+        assert (await house.inspect(attempt))["Id"] == container.id
+        assert before.isdisjoint(await house.names())
         assert (await container.wait()).code == 0
         await house.engine.discard(attempt)
-        assert house.log.calls["rename"] == 0
-        assert before.isdisjoint(await house.names())
+        assert await house.names() == house.engine.warm.names()
+
+
+async def test_neither_a_job_nor_its_removal_waits_for_a_rename_that_hangs(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineClient, "rename", hang)
+    async with keeping(house, 1):
+        [name] = house.engine.warm.names()
+        attempt = attempt_of(house, "true")
+        async with asyncio.timeout(30):
+            container = await launch(house, attempt)
+            assert name in await house.names()
+            assert (await container.wait()).code == 0
+            await house.engine.discard(attempt)
+        assert container.warm
+        assert name not in await house.names()
 
 
 async def test_a_container_that_cannot_be_renamed_serves_its_job_all_the_same(house: House) -> None:
@@ -294,7 +319,7 @@ async def test_a_container_that_cannot_be_renamed_serves_its_job_all_the_same(ho
 async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
     engine: Endpoint, namespace: str, state_dir: Path, busybox_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "_NAMED_AFTER", 300.0)  # not before the earlier life ends
+    monkeypatch.setattr(EngineClient, "rename", hang)
     async with open_house(engine.url, namespace, state_dir, busybox_image, warm_memory=256 * MIB) as earlier:
         attempt = attempt_of(earlier, "sh", "-c", "echo up; sleep 1000")
         async with keeping(earlier, 1):
@@ -304,7 +329,8 @@ async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
             await earlier.heard(b"up\n")
             await earlier.engine.close()  # as if killed
     async with open_house(engine.url, namespace, state_dir, busybox_image) as house:
-        assert (waited, {name}) == (container.id, await house.names())
+        assert waited == container.id
+        assert name in await house.names()
         monkeypatch.undo()
         house.engine.keep(attempt.container_name, waited)
         await house.sweep.at_start()

@@ -741,6 +741,17 @@ def test_a_leashed_init_that_has_told_all_leaves_at_a_signal(folder: Path, numbe
         assert init.finish().code == 4
 
 
+def test_a_leashed_init_whose_job_was_told_to_end_from_outside_does_not_stay(folder: Path) -> None:
+    build(patient := folder / "told", extra=("-DSTAY_MS=600000",))
+    with Pid1(patient) as init:
+        job = replace(describe(sh("echo up; exec sleep 1000")), leashed=True)
+        init.expect(job)
+        init.send(job.encode())
+        init.read_until(b"up")
+        init.signal(signal.SIGTERM)
+        assert init.finish().told.status == signal.SIGTERM
+
+
 def test_a_leashed_init_stays_no_longer_than_a_while(folder: Path) -> None:
     build(impatient := folder / "brief", extra=("-DSTAY_MS=300",))
     with Pid1(impatient) as init:

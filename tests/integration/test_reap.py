@@ -15,6 +15,7 @@ import pytest
 from tests.mounted import results_in_memory
 from tests.services import Endpoint, Engine
 
+from runner.adapters.docker.files import folder_of
 from runner.adapters.journal import SqliteJournal, open_journal
 from runner.adapters.lock import WorkerLock
 from runner.app import reap
@@ -61,7 +62,7 @@ class Place:
         if start:
             await container.start()
         for place in self.places:
-            (place / claim).mkdir(parents=True)
+            (place / folder_of(name, self.worker)).mkdir(parents=True)
         return container.id
 
     async def ids(self) -> set[str]:
@@ -172,10 +173,26 @@ async def test_beside_a_daemon_all_that_it_has_is_left_alone(place: Place) -> No
     assert await place.reap("--expired") == ("4 containers removed\n", "")
 
 
+async def test_beside_a_daemon_a_container_on_its_way_to_a_job_is_left_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reap, "GRACE", timedelta(0))
+    settings = load_settings(place.environment())
+    async with place.journal():
+        await place.make("handed-over", start=True)
+    with WorkerLock(place.state_dir).hold():
+        await reap.reap_expired(settings)
+        assert await place.claims() == {"handed-over"}
+        monkeypatch.setattr(reap, "_HANDED_OVER", timedelta(0))
+        await reap.reap_expired(settings)
+        assert await place.claims() == set()
+
+
 async def test_a_container_that_has_not_got_its_name_is_its_claims(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reap, "GRACE", timedelta(0))
+    monkeypatch.setattr(reap, "_HANDED_OVER", timedelta(0))
     settings = load_settings(place.environment())
     async with place.journal() as journal:
         waits, mine, over = [await place.make(claim, start=True, waits=True) for claim in ("waits", "mine", "over")]
@@ -183,12 +200,15 @@ async def test_a_container_that_has_not_got_its_name_is_its_claims(
         await journal.claimed(replace(place.record("over", now() - timedelta(hours=1)), waited=over))
     async with place.journal(now() - timedelta(minutes=30)) as journal:
         await journal.ended("over", finished=True)
+    for folder in place.places:
+        for claim in ("mine", "over"):
+            (folder / f"warm-{claim}").rename(folder / claim)
     with WorkerLock(place.state_dir).hold():
         await reap.reap_expired(settings)
         assert await place.ids() == {waits, mine}
     await reap.reap_expired(settings)
     assert await place.ids() == {mine}
-    assert {path.name for path in place.places[0].iterdir()} == {"mine", "waits"}
+    assert {path.name for path in place.places[0].iterdir()} == {"mine"}
     async with place.journal() as journal:
         await journal.forgotten("mine")
     await reap.reap_expired(settings)

@@ -852,7 +852,7 @@ _Noreturn __attribute__((used)) void run(const long *stack) /* as the kernel lea
     report.oom_kills = since(oom_before, current(oom_kills));
     report.memory_peak = current(memory_peak);
     write_report();
-    if (job.leashed)
+    if (job.leashed && told_to_end == 0) /* else whoever told us waits for the container, and kills it in the end */
         stay();
     leave(exit_code());
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from itertools import groupby
 from operator import itemgetter
@@ -58,7 +59,8 @@ class Attachment:
     def end_input(self) -> None:
         """Tell the container that there is no more input. May be repeated."""
         if not self._transport.is_closing():
-            self._transport.write_eof()
+            with suppress(OSError):  # the peer has reset the connection, and the event loop has not noticed yet
+                self._transport.write_eof()
 
     def close(self) -> None:
         """Let go of the connection: input that was not read is dropped, and the stream has ended. May be repeated."""

@@ -16,7 +16,7 @@ class Census:
             self._living.add(name)
             self._observer.container_created()
 
-    def renamed(self, before: str, name: str) -> None:
+    def goes_by(self, before: str, name: str) -> None:
         """A container that was counted goes by another name now."""
         if before in self._living:
             self._living.remove(before)

@@ -142,8 +142,7 @@ class DockerEngine:
             sandbox, warm = await self._make(attempt), False
         await self._show_code(launch, sandbox)
         launch.container = await sandbox.run(attempt, nonce, on_output, warm=warm)
-        if warm:
-            self._launches.name_soon(launch, sandbox.id, attempt.container_name)
+        await launch.has_name()
         return launch.container
 
     async def adopt(self, attempt: Attempt, on_output: OnOutput) -> DockerContainer:
@@ -165,7 +164,7 @@ class DockerEngine:
         )
         launch.container = adopted
         if name != attempt.container_name:
-            self._launches.name_soon(launch, adopted.id, attempt.container_name)
+            self._launches.begin_naming(launch, adopted.id, attempt.container_name)
         return adopted
 
     async def discard(self, attempt: Attempt) -> None:

@@ -36,7 +36,9 @@ class Excess:
     @property
     def possible(self) -> bool:
         """Whether there may be too much of anything: all that one can tell at once, hundreds of times a second."""
-        return self._writable or any(size > _FILE_MOST for size in self._folder.taken().values())
+        return self._writable or (
+            self._folder.on_disk and any(size > _FILE_MOST for size in self._folder.taken().values())
+        )
 
     async def found(self) -> str | None:
         """What there is too much of, in words; None if nothing is, or nobody can tell for now."""

@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _FILES_PAUSE = 5.0
-_NAMED_AFTER = 0.1
-"""Seconds after the start until a container is renamed, which takes the engine 8 ms: until then others may start."""
+_NAMED_WITHIN = 1.0
+"""Seconds for which `started` waits for the name, which takes the engine 8 ms: one that takes longer hangs."""
 _LINKED_MAX = 1000
 """Entries of a job's code that are linked into its folder, which takes 20 to 50 µs each; more are mounted, and then the
 job cannot have a container that waited."""
@@ -39,8 +39,7 @@ class Launch:
     `possible` is false while the engine was not asked for anything.
     `code` is what its job brings along, and `linking` shows that to it.
     `container` is there once its job began.
-    `becoming` makes a container that waited its job's, whose `former` name goes on until it has its own: that is
-    given `naming` soon, or is `named` now.
+    `becoming` makes a container that waited its job's, whose `former` name goes on until it is `named`.
     `waited` is the id of a container that waited for a job in an earlier life, and became the claim's.
     """
 
@@ -54,7 +53,6 @@ class Launch:
     becoming: asyncio.Task[Sandbox] | None = None
     former: str | None = None
     waited: str | None = None
-    naming: asyncio.TimerHandle | None = None
     named: asyncio.Task[None] | None = None
     container: DockerContainer | None = None
 
@@ -75,10 +73,15 @@ class Launch:
             self.disk.close()
             self.disk = None
 
+    async def has_name(self) -> None:
+        """Return when the container that waited has its job's name, or the engine refused it, or hangs."""
+        if self.named is not None:
+            await asyncio.wait({self.named}, timeout=_NAMED_WITHIN)
+
     def let_go_of_name(self) -> None:
-        """Leave the container the name that it has, unless it is being given another."""
-        if self.naming is not None:
-            self.naming.cancel()
+        """Leave the container the name that it has: whoever removes it does so by its id."""
+        if self.named is not None:
+            self.named.cancel()
 
     async def outcome(self) -> str | None:
         """The container's id once the engine has answered; None if it made none that we know of."""
@@ -122,19 +125,15 @@ class Launches:
             launch.waited = launch.former = waited
             self._known[waited] = launch
 
-    def rename(self, former: str, name: str) -> Launch:
+    def also_known(self, former: str, name: str) -> Launch:
         """The launch goes by another name as well, until nothing is left of it."""
         launch = self._known[name] = self._known[former]
         launch.former = former
         return launch
 
-    def name_soon(self, launch: Launch, container: str, name: str) -> None:
-        """Have a container that waited renamed while its job runs, unless that is over by then."""
-
-        def begin() -> None:
-            launch.named = self.own(asyncio.create_task(self._name(container, name)))
-
-        launch.naming = asyncio.get_running_loop().call_later(_NAMED_AFTER, begin)
+    def begin_naming(self, launch: Launch, container: str, name: str) -> None:
+        """Have a container that waited renamed; nobody has to wait for it."""
+        launch.named = self.own(asyncio.create_task(self._name(container, name)))
 
     async def _name(self, container: str, name: str) -> None:
         try:
@@ -165,13 +164,11 @@ class Launches:
                 await self._compare(launch.container)
             launch.let_go_of_streams()
             launch.let_go_of_name()
-            if under_way := {task for task in (launch.becoming, launch.linking, launch.named) if task is not None}:
+            if under_way := {task for task in (launch.becoming, launch.linking) if task is not None}:
                 await asyncio.wait(under_way)
             container = await launch.outcome()
-            if launch.waited is not None:
-                await self.removal.remove(
-                    name, launch.waited
-                )  # another one may have taken its place, and have the name
+            if launch.waited is not None:  # another one may have taken its place, and have the name
+                await self.removal.remove(name, launch.waited)
             if launch.possible:
                 await self.removal.remove(name, container)
             if launch.uncertain:
@@ -203,7 +200,6 @@ class Launches:
         for launch in self._known.values():
             launch.let_go_of_streams()
             launch.let_go_of_disk()
-            launch.let_go_of_name()
         owned = [*self._under_way, *self._disposals]
         for task in owned:
             task.cancel()
