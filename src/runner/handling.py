@@ -51,7 +51,7 @@ class Handling:
     lease: Lease | None = None
     timeline: Timeline = field(init=False)
     _arriving: bool = True
-    _waited: bool = False
+    _queued: bool = False
 
     def __post_init__(self) -> None:
         """Count it until the ledger does."""
@@ -189,7 +189,7 @@ class Handling:
         if not await self._admitted(held, plan):
             return
         # Its stack may have been given another revision while it waited for room, or lost the one that it pins.
-        again = await self._plan(held) if self._waited else plan
+        again = await self._plan(held) if self._queued else plan
         if again is not None:
             await self._claim_and_run(held, replace(again, limits=plan.limits))
 
@@ -249,7 +249,7 @@ class Handling:
         self.place.fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
         self.arrived()
         self.place.admit()
-        self._waited = not held.admitted.done()
+        self._queued = not held.admitted.done()
         try:
             async with asyncio.timeout(left):
                 if held.cancelled is None:
@@ -312,7 +312,6 @@ class Handling:
         held.waited = engine.expect(name, plan)
         try:
             lease = await self._claim(held, plan, claimed)
-            held.claimed = True
             self.timeline.attempt, self.timeline.claimed = lease.number, claimed
             tenure = Tenure(place=self.place, held=held, lease=lease, timeline=self.timeline)
             if await tenure.may_start(self.delivery.run):
@@ -329,21 +328,27 @@ class Handling:
         """
         journal = self.place.outside.journal
         if held.job.unique is not None:
-            self.lease = await self.delivery.claim(held.claim)
-            return self.lease
+            return await self._take(held)
         record = self.place.record(held.claim, held.job.key, claimed, self.delivery.number, Choices.of(plan))
         lease, fault = await asyncio.gather(
-            self.delivery.claim(held.claim),
+            self._take(held),
             journal.claimed(replace(record, told=self.timeline.seq + 1, waited=held.waited)),
             return_exceptions=True,
         )
         if isinstance(lease, BaseException):
+            if fault is not None:
+                log.warning("a claim came to nothing, nor is it on record", extra={"error": str(fault)})
             await note("that a claim came to nothing", held.claim, journal.forgotten(held.claim))
             raise lease
-        self.lease = lease
         if fault is not None:
             raise fault
         return lease
+
+    async def _take(self, held: Held) -> Lease:
+        """Take the lease. From then on another submission is a duplicate, whatever the journal does meanwhile."""
+        self.lease = await self.delivery.claim(held.claim)
+        held.claimed = True
+        return self.lease
 
     async def recover(self) -> None:
         """After a fault of ours, let the job be run again, anywhere; `max_lost` and the poison count end it."""

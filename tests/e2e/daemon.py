@@ -252,6 +252,7 @@ class Daemon:
             told = {name: value for name, value in (await self.metrics()).items() if value and "_bucket" not in name}
             raise AssertionError(f"{error}: {told}, {self.log.read_text()[-4000:]}") from None
         assert sorted(await self.site.containers()) == sorted(await self.site.warm_containers())
+        await eventually(self._knows_all, "as many containers wait as it says", timeout)
         # The files go after the container, beside everything else.
         await eventually(self._has_no_files, "no file is left of a job")
 
@@ -278,6 +279,10 @@ class Daemon:
 
     async def _has_no_files(self) -> bool:
         return all(name.startswith(_WARM) for name in self.site.job_folders)
+
+    async def _knows_all(self) -> bool:
+        """Those that wait are not of an earlier life; one may just be made."""
+        return len(await self.site.containers()) == (await self.metrics()).get("runner_warm_containers", 0.0)
 
     async def _is_clean(self) -> bool:
         metrics = await self.metrics()

@@ -65,6 +65,14 @@ def reserve(path: Path, size: int) -> None:
     subprocess.run(["fallocate", "--keep-size", "--length", str(size), path], check=True)
 
 
+def test_files_in_memory_are_never_too_much_as_the_jobs_memory_bounds_them(engine: Engine, tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "jobs" / "m", tmp_path / "memory" / "m")
+    folder.create()
+    (folder.results / OUTPUT).write_bytes(bytes(5 * MIB))
+    assert folder.taken()[OUTPUT] >= 5 * MIB
+    assert not watch(engine, folder, read_only=True).possible
+
+
 @pytest.mark.parametrize("name", [OUTPUT, PROGRESS])
 async def test_a_file_for_results_is_no_store(engine: Engine, folder: JobFolder, name: str) -> None:
     excess = watch(engine, folder, read_only=True)

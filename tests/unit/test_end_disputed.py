@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -64,7 +64,8 @@ class Streams:
         self.end = on_end
 
     def end_input(self) -> None:
-        """The container may end."""
+        """The container may end, and does."""
+        self.end()
 
 
 def container_of(engine: Engine, report: Report | None = REPORT, *, streams: Streams | None = None) -> DockerContainer:
@@ -127,15 +128,29 @@ async def test_one_that_has_not_noticed_the_end_yet_is_waited_for(tmp_path: Path
     assert log.disputed == {"exit_code": 1}
 
 
-async def test_nothing_is_asked_before_the_streams_have_ended(tmp_path: Path) -> None:
+async def test_the_container_is_let_go_of_and_nothing_asked_before_its_streams_have_ended(tmp_path: Path) -> None:
     engine, streams = Engine(EXITED), Streams()
-    undoing = asyncio.create_task(undo(engine, tmp_path, container_of(engine, streams=streams)))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert engine.asked == []
-    streams.end()
-    await undoing
+    await undo(engine, tmp_path, container_of(engine, streams=streams))
     assert engine.asked == ["inspect", "remove"]
+
+
+async def test_a_container_whose_end_has_to_be_asked_for_is_let_go_of_first() -> None:
+    asked: list[list[str]] = []
+
+    class Noted(Streams):
+        def end_input(self) -> None:
+            asked.append(list(engine.asked))
+            self.end()
+
+    class Folder:
+        def output(self) -> None:
+            return None
+
+    engine, report = Engine(EXITED | {"OOMKilled": True}), replace(REPORT, status=1 << 8, oom_kills=None)
+    container = container_of(engine, report, streams=Noted())
+    container._folder = cast("Any", Folder())
+    assert (await container._reported(report)).oom_kills == 1
+    assert (asked, engine.asked) == ([[]], ["wait", "inspect"])
 
 
 @pytest.mark.parametrize(

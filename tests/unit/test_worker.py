@@ -265,6 +265,30 @@ async def test_a_second_submission_of_a_job_that_is_here_is_a_duplicate() -> Non
     assert house.engine.launched == ["runner-w1-c1"]
 
 
+async def test_a_second_submission_is_a_duplicate_while_the_journal_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    house, go_on = House(), asyncio.Event()
+    write = house.journal.claimed
+
+    async def hang(record: ClaimRecord) -> None:
+        await go_on.wait()
+        await write(record)
+
+    monkeypatch.setattr(house.journal, "claimed", hang)
+    async with at_work(house):
+        first = house.put(make_job("a", command=RUNS))
+        await until(lambda: first.lease is not None)
+        first.gone = True  # it is acked, once the lease is there
+        second = house.put(make_job("a", command=RUNS))
+        await settled(second)
+        assert EventKind.DUPLICATE in house.events.kinds("a")
+        first.gone = False
+        go_on.set()
+        await until(lambda: house.runs("a"))
+        house.engine.of["a"].finish(Exit(code=0))
+        await settled(first)
+    assert house.events.outcome("a") is Outcome.SUCCEEDED
+
+
 async def test_a_job_that_finished_lately_is_a_duplicate_and_one_that_finished_long_ago_is_not() -> None:
     house = House()
     async with at_work(house):
