@@ -9,13 +9,16 @@ from secrets import token_hex
 from typing import Any
 
 import aio_pika
+import aiormq
 import pytest
 from tests.fake_worker import FakeWorker, batch, event, fake_worker, finished, whole_topology
 from tests.proxy import Proxy
 from tests.services import Endpoint
 
+from runner.adapters.amqp.names import Names
 from runner.client import BrokerError, Client, Line, Outcome, PublishUncertain, RejectedError, Stream, SubmittedJob
 from runner.client.packing import pack
+from runner.client.subscription import Subscription
 
 pytestmark = pytest.mark.broker
 
@@ -93,6 +96,68 @@ async def test_log_events_and_result_of_a_job_come_back(client: Client, worker: 
     assert not result.succeeded
     assert result.logs_complete
     assert result.body["worker"] == "fake"
+
+
+async def cleared_away(client: Client) -> None:
+    assert client._clearing is not None
+    async with asyncio.timeout(30):
+        await client._clearing
+
+
+async def is_bound(url: str, namespace: str, job: SubmittedJob) -> bool:
+    """Whether anybody hears what is told about the job."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        exchange = await channel.get_exchange(Names(namespace).events, ensure=False)
+        told = aio_pika.Message(event(job.id, "claimed", 1))
+        try:
+            await exchange.publish(told, f"default.{job.id}.claimed", mandatory=True)
+        except aio_pika.exceptions.PublishError:
+            return False
+        return True
+
+
+async def test_what_a_job_that_is_over_leaves_in_the_broker_is_cleared_away(
+    broker: Endpoint, namespace: str, client: Client, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    job = await client.submit(stack="busybox")
+    await cleared_away(client)
+    await worker.take()
+    await worker.log(batch(job.id, 1, [("out", "hi\n")], end=True))
+    await worker.tell(finished(job.id))
+    await job.result()
+    with monkeypatch.context() as patch:
+        patch.setattr(aiormq.Channel, "queue_unbind", fail)
+        await client.follow("default", "second")
+        await cleared_away(client)
+    assert await is_bound(broker.url, namespace, job)
+    await client.follow("default", "third")
+    await cleared_away(client)
+    assert not await is_bound(broker.url, namespace, job)
+
+
+async def test_a_submitter_does_not_wait_for_the_clearing_away(
+    broker: Endpoint, namespace: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def never(_: Subscription) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(Subscription, "forget_ended", never)
+    async with asyncio.timeout(30):
+        async with Client(broker.url, namespace) as client:
+            job = await client.submit(stack="busybox")
+            assert (await worker.take()).message_id == job.id
+            await begun.wait()
+        assert cancelled.is_set()
 
 
 async def test_repeats_are_told_once(client: Client, worker: FakeWorker) -> None:

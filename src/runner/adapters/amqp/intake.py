@@ -44,7 +44,7 @@ Wrap = Callable[[AbstractIncomingMessage, QueueKey | None, Ack], Delivery]
 """Makes a delivery of a message. The ack it is given closes the consumer first when no more is wanted."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Tap:
     """One consumer with a prefetch of one. `holds` while its job is not settled; `since` is when that began or ended.
 
@@ -57,7 +57,7 @@ class _Tap:
     kept: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Source:
     """One queue, and the channel with its consumers. `width` is how many there may be at a time."""
 
@@ -86,8 +86,7 @@ class _Source:
         if tag is not None:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await self.queue.cancel(tag)
-        if not tap.holds:
-            self.taps.remove(tap)  # not before: until it has the answer it may bring a job
+        self._forget(tap)  # not before: until it has the answer it may bring a job
 
     async def answers(self) -> None:
         """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere.
@@ -111,7 +110,11 @@ class _Source:
     def settled(self, tap: _Tap) -> None:
         """The tap has no job any more."""
         tap.since, tap.holds, tap.kept = asyncio.get_running_loop().time(), False, False
-        if tap.tag is None:
+        self._forget(tap)
+
+    def _forget(self, tap: _Tap) -> None:
+        # Whoever closes it and whoever settles its job may come here one after the other, in either order.
+        if tap.tag is None and not tap.holds and tap in self.taps:
             self.taps.remove(tap)
 
 
@@ -193,13 +196,14 @@ class JobIntake:
         self._narrow()
         chosen = self._choose()
         surplus = self._reserved() - chosen
-        for source, tap in [(source, tap) for source, tap in self._taps() if not tap.holds]:
-            if surplus[source.key] > 0:
+        for source, tap in list(self._taps()):
+            # Asked when its turn has come: while another one is closed, it may get a job, or its job may be settled.
+            if surplus[source.key] > 0 and tap.tag is not None and not tap.holds:
                 surplus[source.key] -= 1
                 await source.close(tap)
         for queue in (chosen - self._reserved()).elements():
-            if self._reserved().total() < self._wanted:
-                source = self._sources.get(queue) or await self._make_source(queue, connection, tasks)
+            source = self._sources.get(queue) or await self._make_source(queue, connection, tasks)
+            if self._reserved().total() < self._wanted:  # a job may have come while the source was made
                 await source.open(self._bring)
 
     def _taps(self) -> Iterator[tuple[_Source, _Tap]]:
