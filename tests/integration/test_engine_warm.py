@@ -12,6 +12,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
+from runner.adapters.docker import container as running
 from runner.adapters.docker import launch as launching
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
@@ -340,3 +341,16 @@ async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
         await named(house, attempt)
         await house.engine.discard(attempt)
         assert (await house.names(), house.folders(), house.log.living) == (set(), set(), 0)
+
+
+async def test_a_container_stays_when_its_job_has_ended_until_it_is_let_go_of_and_is_compared_then(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_SECOND_OPINION", 5.0)  # less than the init stays by itself
+    attempt = attempt_of(house, "true")
+    container = await house.launch(attempt)
+    assert (await container.wait()).code == 0
+    assert (await house.inspect(attempt))["State"]["Running"]
+    before = house.log.calls["inspect"]
+    await house.engine.discard(attempt)
+    assert house.log.calls["inspect"] - before >= 2, "its end, and its absence"
