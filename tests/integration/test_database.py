@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,7 +48,9 @@ async def test_what_waits_at_the_same_time_shares_a_transaction(tmp_path: Path) 
         blocked.close()
         await with_one_wait
     assert notes(tmp_path / "db") == {str(number) for number in range(20)}
-    assert told.count("COMMIT") <= 2
+    assert 1 <= told.count("COMMIT") <= 2
+    alone = told[: told.index("BEGIN IMMEDIATE")]
+    assert sum(statement.startswith("INSERT") for statement in alone) <= 1
 
 
 async def test_a_statement_that_fails_is_nothing_to_those_beside_it(tmp_path: Path) -> None:
@@ -114,3 +117,51 @@ async def test_a_disk_that_hangs_holds_up_nobody_but_those_who_wait_for_it(tmp_p
         async with asyncio.timeout(30):
             await waiting
     assert notes(tmp_path / "db") == {"late", "soon"}
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"), [("\ud800", UnicodeEncodeError), (2**63, OverflowError)], ids=["a lone surrogate", "65 bits"]
+)
+async def test_a_value_that_cannot_be_written_is_nothing_to_those_beside_it(
+    tmp_path: Path, value: str | int, fault: type[Exception]
+) -> None:
+    async with asyncio.timeout(30), opened(tmp_path / "db") as database:
+        insert = "INSERT INTO notes VALUES (?)"
+        with pytest.raises(fault):
+            await database.run(insert, value)
+        outcomes = await asyncio.gather(
+            note(database, "before"), database.run(insert, value), note(database, "after"), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [type(None), fault, type(None)]
+    assert notes(tmp_path / "db") == {"before", "after"}
+
+
+async def test_a_database_that_was_closed_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(30):
+        async with opened(tmp_path / "db") as database:
+            pass
+        with pytest.raises(sqlite3.ProgrammingError, match="the database is closed"):
+            await note(database, "late")
+        database.run_soon("INSERT INTO notes VALUES ('soon')")
+    assert [record.message for record in caplog.records] == ["something was not written down"]
+
+
+class Broken(sqlite3.Connection):
+    """Fails as nobody foresaw, once it is asked for the statement `break`."""
+
+    def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+        if sql == "break":
+            raise RuntimeError(sql)
+        return super().execute(sql, *values)  # type: ignore[arg-type]
+
+
+async def test_nobody_waits_for_a_thread_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended_by: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: ended_by.append(args.exc_type))
+    connection = sqlite3.connect(tmp_path / "db", isolation_level=None, check_same_thread=False, factory=Broken)
+    async with asyncio.timeout(30), serve_database(connection) as database:
+        outcomes = await asyncio.gather(*(database.run("break") for _ in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [sqlite3.ProgrammingError] * 3
+        with pytest.raises(sqlite3.ProgrammingError):
+            await database.run("SELECT 1")
+    assert ended_by == [RuntimeError]

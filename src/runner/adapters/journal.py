@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from runner.adapters.database import Database, Rows, Value, serve_database
+from runner.adapters.database import FAULTS, Database, Rows, Value, serve_database
 from runner.codec import Notice, decode_choices, encode_choices, encode_event
 from runner.errors import ConfigError, JournalError
 from runner.job import Job, JobKey, StopReason
@@ -246,7 +246,7 @@ class SqliteJournal:
     async def _run(self, statement: str, *values: Value) -> Rows:
         try:
             return await self._database.run(statement, *values)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise JournalError(f"the journal failed: {error}") from error
 
 
