@@ -1,11 +1,9 @@
 """The processes that stand between containerd and each container."""
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
-from tests.e2e.daemon import eventually
+from scripts.devservices.process import Process
 
 _PATIENCE = 30.0
 _SHORT_LIVED = {b"start", b"delete"}
@@ -39,11 +37,8 @@ def _find(container: str) -> int | None:
 
 
 async def stop_shim(pid: int) -> None:
-    """Return when every thread of it stands still; the signal alone says nothing about when."""
-    os.kill(pid, signal.SIGSTOP)
-
-    async def still() -> bool:
-        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-    await eventually(still, "the shim stands still")
+    """Return when every thread of it stands still."""
+    if (shim := Process.find(pid)) is None:
+        raise AssertionError("the shim is gone")
+    async with asyncio.timeout(_PATIENCE):
+        await shim.suspend()

@@ -76,15 +76,17 @@ class Broker:
 
     async def kill(self) -> None:
         """End the node at once, as a power cut would."""
-        await self._signal(signal.SIGKILL)
+        node = self._running()
+        node.send(signal.SIGKILL)
+        await node.gone(10)
 
     async def pause(self) -> None:
         """Make it hang: connections stay open, nobody answers."""
-        await self._signal(signal.SIGSTOP)
+        await self._running().suspend()
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
-        await self._signal(signal.SIGCONT)
+        self._running().send(signal.SIGCONT)
 
     async def restart(self) -> None:
         """Shut down cleanly and start again, on the same port."""
@@ -92,12 +94,10 @@ class Broker:
             await node.end(grace=40)
         await self.start()
 
-    async def _signal(self, number: signal.Signals) -> None:
+    def _running(self) -> Process:
         if (node := self.process) is None:
             raise ServiceError(f"no broker runs in {self.folder}")
-        node.send(number)
-        if number is signal.SIGKILL:
-            await node.gone(10)
+        return node
 
     def _epmd(self) -> Process | None:
         return Process.read(self.folder / "epmd.process")

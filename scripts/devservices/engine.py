@@ -85,15 +85,17 @@ class Engine:
 
     async def kill(self) -> None:
         """End dockerd at once; containers go on, as does containerd, which is a service of its own elsewhere too."""
-        await self._signal(signal.SIGKILL)
+        dockerd = self._running()
+        dockerd.send(signal.SIGKILL)
+        await dockerd.gone(10)
 
     async def pause(self) -> None:
         """Make dockerd hang: connections stay open, nobody answers."""
-        await self._signal(signal.SIGSTOP)
+        await self._running().suspend()
 
     async def resume(self) -> None:
         """Let it go on after `pause`."""
-        await self._signal(signal.SIGCONT)
+        self._running().send(signal.SIGCONT)
 
     async def restart(self) -> None:
         """Shut dockerd down cleanly, as a service manager does, and start it again."""
@@ -101,12 +103,10 @@ class Engine:
             await dockerd.end(grace=60)
         await self.start()
 
-    async def _signal(self, number: signal.Signals) -> None:
+    def _running(self) -> Process:
         if (dockerd := self.process) is None:
             raise ServiceError(f"no engine runs in {self.folder}")
-        dockerd.send(number)
-        if number is signal.SIGKILL:
-            await dockerd.gone(10)
+        return dockerd
 
     def _containerd(self) -> Process | None:
         return Process.read(self.folder / "containerd.process")

@@ -74,6 +74,16 @@ class Process:
         except ProcessLookupError:
             pass
 
+    async def suspend(self) -> None:
+        """Send SIGSTOP, and return when every thread stands still: until then any of them may still answer somebody."""
+        self.send(signal.SIGSTOP)
+        while any(state not in "TXZ" for state in self._thread_states()):  # noqa: ASYNC110 - nobody tells us
+            await asyncio.sleep(0.001)
+
+    def _thread_states(self) -> list[str]:
+        threads = (_stat(int(thread.name), of=self.pid) for thread in Path(f"/proc/{self.pid}/task").glob("[0-9]*"))
+        return [stat[0] for stat in threads if stat]
+
     async def end(self, *, grace: float) -> None:
         """Ask it to end, make it end after `grace` seconds, and return when it is gone."""
         self.send(signal.SIGTERM)
@@ -138,9 +148,10 @@ def log_tail(log: Path) -> str:
     return "\n".join([f"\nthe last lines of {log}:", *(f"  {line}" for line in lines)])
 
 
-def _stat(pid: int) -> list[str] | None:
-    """The fields of `/proc/PID/stat` from the third on; the second may contain anything."""
+def _stat(pid: int, *, of: int | None = None) -> list[str] | None:
+    """The fields of `/proc/PID/stat` from the third on; the second may contain anything. `of`: the thread's process."""
+    task = f"/proc/{pid}" if of is None else f"/proc/{of}/task/{pid}"
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(task, "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None

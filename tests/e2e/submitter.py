@@ -156,13 +156,18 @@ class Submitter:
         return self._jobs.setdefault((tenant, job_id), Followed(tenant, job_id))
 
     async def submit(
-        self, command: list[str] | None = None, *, to: str = "default.normal.acme", **fields: Any
+        self,
+        command: list[str] | None = None,
+        *,
+        to: str = "default.normal.acme",
+        at: datetime | None = None,
+        **fields: Any,
     ) -> Followed:
-        """Publish a job; it has an id of ours unless the fields have one."""
+        """Publish a job, `at` some time if it says when; it has an id of ours unless the fields have one."""
         body = {"id": f"j{token_hex(6)}", "stack": STACK, **fields}
         if command is not None:
             body["command"] = command
-        return await self.publish(json.dumps(body).encode(), to=to, job_id=body["id"])
+        return await self.publish(json.dumps(body).encode(), to=to, job_id=body["id"], timestamp=at)
 
     async def run(self, command: list[str] | None = None, **fields: Any) -> Followed:
         """Publish a job and wait for its end."""

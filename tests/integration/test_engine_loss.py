@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint, Engine, build_busybox
-from tests.shims import shim_of
+from tests.shims import shim_of, stop_shim
 
 from runner.adapters.docker.client import TIME_LIMITS, Operation
 from runner.errors import EngineGone, EngineUnfit
@@ -220,7 +220,7 @@ async def test_a_container_that_cannot_be_removed_holds_up_no_other(house: House
         shims.append(shim_of(container.id))
     try:
         for shim in shims:
-            os.kill(shim, signal.SIGSTOP)
+            await stop_shim(shim)
         discards = [asyncio.create_task(house.engine.discard(attempt)) for attempt in stuck]
         async with asyncio.timeout(20):
             assert (await house.run("true")).code == 0
