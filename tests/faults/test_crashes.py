@@ -41,10 +41,10 @@ ONCE = [
 WARM = [
     ("before", f"{SANDBOX}.run"),
     ("after", f"{SANDBOX}.run"),
+    ("before", f"{CLIENT}.rename"),
+    ("after", f"{CLIENT}.rename"),
 ]
-"""The same, in a container that waited."""
-IN_A_RENAME = [("before", f"{CLIENT}.rename"), ("after", f"{CLIENT}.rename")]
-"""A container that waited gets its job's name, beside the lease and the record."""
+"""The same, in a container that waited: from when it is the job's until it has the name."""
 IN_A_WINDOW = [
     ("after", f"{LEASES}.acquire"),
     ("before", f"{JOURNAL}.claimed"),
@@ -85,7 +85,7 @@ async def through_a_crash(
         async with open_submitter(site.broker, site.ns) as submitter:
             job = await submitter.submit(sh(script), retry={"max": retries, "delay": 0})
             assert await first.exited() == -9
-            if warm and step.startswith(SANDBOX):
+            if (when, step) in WARM:
                 async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
                     assert await journal.names()  # it was given the container that waited
             async with site.daemon(**lease) as second:
@@ -129,13 +129,6 @@ async def test_killed_in_the_window_of_the_claim_no_job_is_lost(
     site: Site, when: str, step: str, *, warm: bool
 ) -> None:
     job = await through_a_crash(site, when, step, "echo done", 0, warm=warm)
-    assert 1 <= len(ends(job)) <= 2, job.events
-    assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
-
-
-@pytest.mark.parametrize(("when", "step"), IN_A_RENAME)
-async def test_killed_where_a_container_gets_its_jobs_name_no_job_is_lost(site: Site, when: str, step: str) -> None:
-    job = await through_a_crash(site, when, step, "sleep 2; echo done", 0, warm=True)
     assert 1 <= len(ends(job)) <= 2, job.events
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
 

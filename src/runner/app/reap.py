@@ -1,16 +1,13 @@
 """Removing whatever containers a worker left."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from runner import __version__
 from runner.adapters.docker.client import Listed
 from runner.adapters.docker.engine import open_engine
-from runner.adapters.docker.files import folder_of
 from runner.adapters.docker.results import place_in_memory
 from runner.adapters.docker.sweep import GRACE
 from runner.adapters.journal import journal_exists, open_journal
@@ -25,8 +22,6 @@ from runner.settings import Settings
 _LIMIT = timedelta(seconds=50)
 _LATE = timedelta(seconds=30)
 """How long after its deadline a job is left to a daemon that may be about to come back, and would tell its end."""
-_HANDED_OVER = timedelta(minutes=10)
-"""How long a job's claim may take to be recorded once it has a container: the broker may have blocked the worker."""
 _CLEANED_UP = timedelta(minutes=5)
 """How long a daemon that runs is trusted to remove what it ended."""
 
@@ -78,13 +73,11 @@ async def reap_expired(settings: Settings) -> Reaped:
             ) as opened,
         ):
             await opened.client.ping()
-            # First, for a claim is in the journal before its job has a container: what is listed and not there is
-            # unknown, unless it is only on its way from those that wait to its job.
+            # First, for a claim is in the journal before its job has a container, or one that waited has its name:
+            # what is listed and not there is unknown.
             listed = await opened.sweep.found()
             serves = WorkerLock(settings.worker.state_dir).held()
             found, wanted = await _wanted(settings, listed, serves=serves)
-            if serves:
-                wanted |= _settling(settings, found)
             left = await opened.sweep.clear(found, wanted, grace=GRACE if serves else timedelta(0))
             killed = await clear_killed(settings)
     except TimeoutError:
@@ -113,21 +106,6 @@ async def _wanted(
         for claim in claims
         if not _is_expired(claim, settings.worker.lease, renewed, runs=claim.record.container_name in running)
     )
-
-
-def _settling(settings: Settings, found: Sequence[Listed]) -> frozenset[str]:
-    """The containers whose folder was moved lately: a job gets one that waited before its claim is in the journal."""
-    worker, jobs = settings.worker.name, settings.worker.state_dir / "jobs"
-    late = time.time() - _HANDED_OVER.total_seconds()
-    return frozenset(one.name for one in found if _moved(jobs / folder_of(one.name, worker)) > late)
-
-
-def _moved(folder: Path) -> float:
-    """When a folder was made or given its place (`rename` changes it, too); long ago if there is none."""
-    try:
-        return folder.stat().st_ctime
-    except OSError:
-        return 0.0
 
 
 def _is_expired(claim: OpenClaim, lease: timedelta, renewed: datetime, *, runs: bool) -> bool:

@@ -140,6 +140,8 @@ class DockerEngine:
             launch = self._launches.of(attempt.container_name)  # a new one, where one that waited was of no use
             launch.code = code
             sandbox, warm = await self._make(attempt), False
+        else:
+            self._launches.begin_naming(launch, sandbox.id, attempt.container_name)  # beside all that follows
         await self._show_code(launch, sandbox)
         launch.container = await sandbox.run(attempt, nonce, on_output, warm=warm)
         await launch.has_name()

@@ -27,9 +27,10 @@ _PATIENCE = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class Handover:
-    """Gives containers of the pool to jobs that they fit: name, files and limits, as soon as a job is to come.
+    """Gives containers of the pool to jobs that they fit: files and limits, as soon as a job is to come.
 
-    The job is handed over without the name, and where the engine refuses that, the id in the claim's record finds it.
+    The name comes beside the job itself, when nobody else can have that any more. Until then, and where the engine
+    refuses it, the container is found by the id in the claim's record.
     """
 
     warm: WarmPool
@@ -41,7 +42,7 @@ class Handover:
     _mounted: OrderedDict[LinkedCode, None] = field(default_factory=OrderedDict)
 
     def expect(self, name: str, plan: Plan) -> str | None:
-        """Make a container that waits that of the job, whose name it is given; its id, or None if none fits."""
+        """Make a container that waits that of the job whose name it gets later; its id, or None if none fits."""
         if plan.limits.scratch or plan.network is not Network.NONE or plan.job.code in self._mounted:
             return None  # what has to be mounted or connected has to be so before the container starts
         warm = self.warm.take(kind := Kind.of(plan.stack, plan.limits, self.site))
@@ -51,7 +52,6 @@ class Handover:
         self.census.goes_by(warm.name, name)
         resources = None if warm.kind == kind else kind.resources
         launch.becoming = self.launches.own(asyncio.create_task(self._become(warm.sandbox, name, resources)))
-        self.launches.begin_naming(launch, warm.sandbox.id, name)  # after its folder was moved: see `reap_expired`
         return warm.sandbox.id
 
     def to_be_mounted(self, code: LinkedCode) -> None:
