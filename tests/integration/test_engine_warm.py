@@ -14,6 +14,7 @@ from tests.services import Endpoint
 
 from runner.adapters.docker import container as running
 from runner.adapters.docker import launch as launching
+from runner.adapters.docker import rush as rushing
 from runner.adapters.docker.client import EngineClient
 from runner.adapters.docker.container import DockerContainer
 from runner.adapters.docker.files import JobFolder
@@ -341,6 +342,24 @@ async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
         await named(house, attempt)
         await house.engine.discard(attempt)
         assert (await house.names(), house.folders(), house.log.living) == (set(), set(), 0)
+
+
+async def test_what_is_left_of_a_job_waits_for_those_on_their_way_and_what_still_runs_does_not(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rushing, "_HELD_FOR", 1000.0)
+    ended, runs, coming = attempt_of(house, "true"), attempt_of(house, "sleep", "1000"), attempt_of(house, "true")
+    async with asyncio.timeout(60), keeping(house, 3):
+        assert (await (await launch(house, ended)).wait()).code == 0
+        await launch(house, runs)
+        house.engine.expect(coming.container_name, coming.plan)
+        held = asyncio.create_task(house.engine.discard(ended))
+        await house.engine.discard(runs)
+        assert not held.done()
+        assert ended.container_name in await house.names()
+        await house.engine.discard(coming)
+        await held
+        assert not {ended.container_name, runs.container_name} & await house.names()
 
 
 async def test_a_container_stays_when_its_job_has_ended_until_it_is_let_go_of_and_is_compared_then(

@@ -144,6 +144,7 @@ class DockerEngine:
             self._launches.begin_naming(launch, sandbox.id, attempt.container_name)  # beside all that follows
         await self._show_code(launch, sandbox)
         launch.container = await sandbox.run(attempt, nonce, on_output, warm=warm)
+        self._launches.rush.began(attempt.container_name)
         await launch.has_name()
         return launch.container
 

@@ -49,6 +49,7 @@ class Handover:
         if warm is None:
             return None
         launch = self.launches.also_known(warm.name, name)
+        self.launches.rush.joined(name)
         self.census.goes_by(warm.name, name)
         resources = None if warm.kind == kind else kind.resources
         launch.becoming = self.launches.own(asyncio.create_task(self._become(warm.sandbox, name, resources)))

@@ -13,6 +13,7 @@ from runner.adapters.docker.files import JobFolder, JobFolders, container_of, fo
 from runner.adapters.docker.loop import LoopDevice
 from runner.adapters.docker.observer import EngineObserver
 from runner.adapters.docker.removal import Removal
+from runner.adapters.docker.rush import Rush
 from runner.adapters.docker.sandbox import Sandbox
 from runner.adapters.docker.scratch import ScratchDisks
 from runner.errors import EngineError
@@ -102,6 +103,7 @@ class Launches:
     packages: Packages | None
     worker: str
     folders: JobFolders
+    rush: Rush = field(default_factory=Rush)
     _known: dict[str, Launch] = field(default_factory=dict)
     _under_way: set[asyncio.Task[Any]] = field(default_factory=set)
     _disposals: set[asyncio.Task[None]] = field(default_factory=set)
@@ -151,6 +153,11 @@ class Launches:
 
     async def undo(self, claim: str) -> None:
         """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of."""
+        name = container_of(claim, self.worker)
+        self.rush.left(name)
+        launch = self.find(name)
+        if launch is not None and launch.container is not None and launch.container.ended is not None:
+            await self.rush.over()
         await self.unmake(claim)
         if self.packages is not None:
             self.packages.release(claim)
