@@ -101,12 +101,12 @@ class FakeWorker:
 
     async def take(self) -> AbstractIncomingMessage:
         """The next job."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await self.jobs.get()
 
     async def cancelled(self) -> AbstractIncomingMessage:
         """The next cancellation."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await self.cancels.get()
 
     async def tell(self, body: bytes) -> None:

@@ -78,7 +78,7 @@ class RawPublisher:
 
     async def _read(self, expected: type) -> None:
         """The next frame, which has to be of that kind."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (got := self._next()) is None:
                 data = await self._reader.read(65536)
                 assert data, "the broker hung up"

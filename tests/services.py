@@ -4,22 +4,29 @@ Tests share one broker and one engine, by URL only. A test that breaks or config
 `async with Broker(tmp_path / "broker", conf=["consumer_timeout = 60000"]) as broker: …`, likewise `Engine`.
 """
 
+import asyncio
+import fcntl
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
 
 import aiodocker
 from scripts.devservices import Broker, Engine
 from scripts.devservices.shared import borrowed
 
-__all__ = ["Broker", "Endpoint", "Engine", "build_busybox", "endpoint"]
+__all__ = ["Broker", "Endpoint", "Engine", "build_busybox", "build_image", "endpoint"]
 
 BUSYBOX_TAG = "runner-tests/busybox:latest"
+
+_BUILDING = Path(tempfile.gettempdir(), f"runner-tests-{os.getuid()}.lock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +48,27 @@ async def endpoint(variable: str, service: Broker | Engine) -> AsyncIterator[End
 
 async def build_busybox(url: str) -> str:
     """Build an image of nothing but busybox on the engine; returns its id, `sha256:…`."""
-    async with aiodocker.Docker(url=url) as docker:
-        context = io.BytesIO(_busybox_context())
-        await docker.images.build(fileobj=context, encoding="identity", tag=BUSYBOX_TAG)
-        image = await docker.images.inspect(BUSYBOX_TAG)
-        return str(image["Id"])
+    return await build_image(url, _busybox_context(), BUSYBOX_TAG)
+
+
+async def build_image(url: str, context: bytes, tag: str) -> str:
+    """Build an image from a tar, under that tag; its id, which is the same for all who build the same on that engine.
+
+    One at a time on this machine: of several builds at once none finds another one's in the cache, each makes an image
+    with an id of its own, and the tags of the stacks, which all tests share, would go to and fro between them.
+    """
+    with await asyncio.to_thread(_alone):
+        async with aiodocker.Docker(url=url) as docker:
+            await docker.images.build(fileobj=io.BytesIO(context), encoding="identity", tag=tag)
+            image = await docker.images.inspect(tag)
+            return str(image["Id"])
+
+
+def _alone() -> IO[str]:
+    """A lock that nobody else has until it is closed."""
+    lock = _BUILDING.open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 def _busybox_context() -> bytes:

@@ -18,7 +18,7 @@ import aio_pika
 import aiodocker
 import aiohttp
 from aio_pika.abc import AbstractChannel
-from tests.e2e.submitter import STACK
+from tests.e2e.submitter import STACK, Followed
 
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.topology import Topology, describe_topology, job_queues
@@ -34,8 +34,12 @@ _STACKS = {
     "e2e-root": 'read_only = false\nuser = "0"\n',
     "e2e-unbuilt": "",
 }
+WAITS = 'until [ -s "$JOB_OUTPUT_FILE" ]; do sleep 0.1; done'
+"""Has a job wait until its site lets it go; its output tells that."""
 _UNBUILT = "e2e-unbuilt"
 _WARM = "warm-"
+_LANES = 8
+_given: set[int] = set()
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str, timeout: float = _PATIENCE) -> None:
@@ -49,11 +53,16 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str, timeout
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, below those that the kernel gives to outgoing connections meanwhile."""
+    """A TCP port that nobody listens on, below those that the kernel gives to outgoing connections meanwhile.
+
+    Whoever gets it listens some time later: nobody else in this test run is given it, nor anybody in here twice.
+    """
+    lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _LANES
     while True:
-        port = 10_000 + secrets.randbelow(20_000)
+        port = 10_000 + secrets.randbelow(20_000 // _LANES) * _LANES + lane
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
+            if port not in _given and probe.connect_ex(("127.0.0.1", port)):
+                _given.add(port)
                 return port
 
 
@@ -148,6 +157,10 @@ class Site:
         """The folders under the state folder of containers that were made for jobs."""
         return [path.name for place in ("jobs/*", "results/jobs/*") for path in self.state_dir.glob(place)]
 
+    def let_go(self, job: Followed) -> None:
+        """End a job's `WAITS`."""
+        (self.state_dir / "jobs" / job.events[-1]["claim"] / "output").write_text('"let go"')
+
     async def messages(self) -> dict[str, int]:
         """How many messages are ready in each queue that has some; all of them, once no daemon runs."""
         names = [queue.name for queue in self.topology.queues if queue.arguments.get("x-queue-type") != "stream"]
@@ -233,12 +246,15 @@ class Daemon:
             raise AssertionError(f"still running after {timeout:g} s: {self.log.read_text()[-4000:]}") from None
 
     async def stop(self) -> None:
-        """Drain it (a second signal would hurry it), and see that nothing is left: no process, container or file.
+        """Drain it, and see that nothing is left."""
+        self.terminate()
+        await self.stopped()
+
+    async def stopped(self) -> None:
+        """Return when it has drained, and see that nothing is left: no process, container or file.
 
         Nor may there be a fault on its log.
         """
-        if "draining" not in await self.problems():
-            self.terminate()
         assert await self.exited() == 0, self.log.read_text()[-4000:]
         assert await self.site.containers() == []
         assert self.site.job_folders == []
@@ -251,7 +267,7 @@ class Daemon:
         except AssertionError as error:
             told = {name: value for name, value in (await self.metrics()).items() if value and "_bucket" not in name}
             raise AssertionError(f"{error}: {told}, {self.log.read_text()[-4000:]}") from None
-        assert sorted(await self.site.containers()) == sorted(await self.site.warm_containers())
+        assert [name for name in await self.site.containers() if not name.startswith(_WARM)] == []
         await eventually(self._knows_all, "as many containers wait as it says", timeout)
         # The files go after the container, beside everything else.
         await eventually(self._has_no_files, "no file is left of a job")

@@ -46,7 +46,7 @@ async def test_a_delayed_job_starts_when_it_is_due(acme: Submitter) -> None:
 
 
 async def test_a_job_that_waits_for_its_retry_can_be_cancelled(acme: Submitter) -> None:
-    job = await acme.submit(sh("exit 1"), retry={"max": 1, "delay": "2s"})
+    job = await acme.submit(sh("exit 1"), retry={"max": 1, "delay": "5s"})
     await job.event("retrying")
     await acme.cancel(job, "no more use")
     await job.finished()

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.broker]
 WIDE, NARROW = "runner0", "runner0-listed"
 _OTHERS = ("jobs0", "jobs0-listed")
 """Networks of the worker whose jobs run, beside those that the other tests make and remove."""
-_TRY = 'for each; do [ "$(nc -w 1 "${each%:*}" "${each#*:}" </dev/null)" = hello ] && echo "$each"; done; true'
+_TRY = 'for each; do [ "$(nc -w 4 "${each%:*}" "${each#*:}" </dev/null)" = hello ] && echo "$each"; done; true'
 """Tells which of some addresses (`host:port`) says hello."""
 _PLAIN = {"network__nameservers": f'["{NAMES}"]'}
 

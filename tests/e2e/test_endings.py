@@ -76,17 +76,17 @@ async def test_a_time_out_ends_a_job_that_does_not_mind(acme: Submitter) -> None
 
 async def test_a_time_out_lets_a_job_say_goodbye(acme: Submitter) -> None:
     script = "trap 'echo goodbye; exit 5' TERM; while :; do sleep 0.1; done"
-    job = await acme.run(sh(script), limits={"timeout": "1s"})
-    job.ended("timed_out", blame="job", exit_code=5, reason="ran for 1s, its time-out")
+    job = await acme.run(sh(script), limits={"timeout": "3s"})
+    job.ended("timed_out", blame="job", exit_code=5, reason="ran for 3s, its time-out")
     assert job.kinds == STOPPED
     assert job.text() == "goodbye\n"
 
 
 async def test_a_time_out_kills_a_job_that_ignores_it_after_its_grace(acme: Submitter) -> None:
-    job = await acme.run(sh("trap '' TERM; sleep 60"), limits={"timeout": "1s", "grace": "1s"})
-    job.ended("timed_out", blame="job", signal=9, reason="ran for 1s, its time-out")
+    job = await acme.run(sh("trap '' TERM; sleep 60"), limits={"timeout": "3s", "grace": "1s"})
+    job.ended("timed_out", blame="job", signal=9, reason="ran for 3s, its time-out")
     assert job.kinds == STOPPED
-    assert 2.0 <= job.result["seconds"]["run"] < 6
+    assert 4.0 <= job.result["seconds"]["run"] < 8
 
 
 async def test_a_job_that_needs_too_much_memory_is_killed(acme: Submitter) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiodocker
 import pytest
 from tests.e2e.daemon import Daemon
 from tests.e2e.submitter import Followed, Submitter, sh
@@ -44,10 +45,17 @@ async def test_nothing_is_lost_of_a_last_line_without_its_newline(acme: Submitte
         assert job.result["logs"]["complete"] is True
 
 
-async def test_a_line_is_shown_as_soon_as_it_is_written(acme: Submitter) -> None:
-    job = await acme.submit(sh("echo first; sleep 0.5; echo second; sleep 0.5; printf half; exec sleep 60"))
-    await job.wrote("first\n")
-    await job.wrote("second\n")
+async def test_a_line_is_shown_as_soon_as_it_is_written(acme: Submitter, daemon: Daemon) -> None:
+    wait = "until [ $told ]; do sleep 0.1; done; told="
+    # The shell has a word to say of each sleep that the signal ends.
+    script = f"exec 2>/dev/null; trap told=1 USR1; echo first; {wait}; echo second; {wait}; printf half; exec sleep 600"
+    job = await acme.submit(sh(script))
+    async with aiodocker.Docker(url=daemon.site.engine) as docker:
+        container = docker.containers.container((await job.event("started"))["container"])
+        # What is written only when the line before it was shown comes in a batch of its own.
+        for line in ("first\n", "second\n"):
+            await job.wrote(line)
+            await container.kill(signal="USR1")
     await job.wrote("half")
     assert job.kinds == ["claimed", "started"]
     await acme.cancel(job)

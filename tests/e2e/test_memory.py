@@ -71,10 +71,10 @@ async def test_what_was_cancelled_while_its_worker_was_down_is_stopped_when_that
 
 
 async def test_a_job_is_cancelled_while_it_is_delayed_or_waits_for_its_next_attempt(acme: Submitter) -> None:
-    delayed = await acme.submit(["true"], delay="2s")
-    retried = await acme.submit(sh("exit 1"), retry={"max": 3, "delay": "2s"})
+    retried = await acme.submit(sh("exit 1"), retry={"max": 3, "delay": "5s"})
     await retried.event("retrying")
-    for job in (delayed, retried):
+    delayed = await acme.submit(["true"], delay="5s")
+    for job in (retried, delayed):
         await acme.cancel(job)
     for job in (delayed, retried):
         await job.finished()

@@ -1,7 +1,7 @@
 """What operators and their tools read of a daemon."""
 
 import pytest
-from tests.e2e.daemon import Daemon
+from tests.e2e.daemon import Daemon, eventually
 from tests.e2e.submitter import Submitter, sh
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -32,6 +32,7 @@ async def test_what_is_counted_of_jobs(acme: Submitter, daemon: Daemon) -> None:
 
 async def test_the_labels_of_what_is_counted(acme: Submitter, daemon: Daemon) -> None:
     await acme.run(["false"])
+    await daemon.clean()
     _, text = await daemon.get("/metrics")
     assert 'runner_jobs_total{outcome="failed",stack="e2e-plain"}' in text
     assert 'runner_dead_total{reason="rejected"}' in text
@@ -43,9 +44,15 @@ async def test_a_stack_that_nobody_has_does_not_become_a_label(acme: Submitter, 
     await job.finished()
     job.ended("rejected", blame="request", reason="limits.disk")
     await acme.dead_letter()
-    _, text = await daemon.get("/metrics")
+    text = ""
+
+    async def counted() -> bool:
+        nonlocal text
+        _, text = await daemon.get("/metrics")
+        return 'runner_jobs_total{outcome="rejected",stack="unknown"}' in text
+
+    await eventually(counted, "it is counted")
     assert "e2e-made-up" not in text
-    assert 'runner_jobs_total{outcome="rejected",stack="unknown"}' in text
 
 
 async def test_what_runs_is_shown_while_it_runs(acme: Submitter, daemon: Daemon) -> None:

@@ -17,7 +17,7 @@ async def replied(acme: Submitter, queue: AbstractQueue, reply_to: str, job_id: 
     await queue.consume(replies.put, no_ack=True)
     body = json.dumps({"id": job_id, "stack": STACK, "command": ["true"], **fields}).encode()
     job = await acme.publish(body, job_id=job_id, reply_to=reply_to, correlation_id=f"about {job_id}")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         reply = await replies.get()
     await job.finished()
     assert reply.correlation_id == f"about {job_id}"

@@ -155,7 +155,7 @@ async def test_an_adopted_job_goes_on_without_telling_its_secrets(
     site: Site, engine: Endpoint, busybox_image: str
 ) -> None:
     flag = "while [ ! -e /work/go ]; do sleep 0.05; done"
-    script = sh(f"cd /job/secrets; echo up; cat token; head -c 7 token; trap 'touch /work/go' USR1; {flag}; "
+    script = sh(f"trap 'touch /work/go' USR1; cd /job/secrets; echo up; cat token; head -c 7 token; {flag}; "
                 "tail -c +8 token; cat vault; exit 3")  # fmt: skip
     async with taking(site, engine, busybox_image) as (first, submitter):
         job = await submitter.submit(script, stack=STACK)

@@ -102,7 +102,7 @@ async def test_what_tenants_get_of_a_full_worker_goes_by_their_weights(site: Sit
         async def enough() -> bool:
             return len(claimed()) >= 16
 
-        await eventually(enough, "16 jobs are claimed", 60)
+        await eventually(enough, "16 jobs are claimed", 240)
         order = claimed()[:16]
         assert 10 <= order.count("acme") <= 14, order
         for tenant in jobs:

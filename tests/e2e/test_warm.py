@@ -76,17 +76,17 @@ async def test_there_are_never_more_than_the_operator_has_memory_for(site: Site)
 
 async def test_nothing_waits_on_a_worker_that_takes_no_jobs(site: Site) -> None:
     site.keep_warm(STACK, 2)
-    async with site.daemon(warm__enabled="true", worker__drain_timeout="20s") as daemon:
+    async with site.daemon(warm__enabled="true", worker__drain_timeout="60s") as daemon:
         await daemon.ready()
         await eventually(waiting(daemon, 2), "two containers wait")
         async with open_submitter(site.broker, site.ns) as acme:
-            job = await acme.submit(sh("echo up; exec sleep 60"))
+            job = await acme.submit(sh("echo up; exec sleep 600"))
             await job.wrote("up\n")
             daemon.terminate()
             await eventually(waiting(daemon, 0), "a worker on its way out keeps none ready")
             await acme.cancel(job)
             await job.finished()
-        await daemon.stop()
+        await daemon.stopped()
 
 
 @pytest.mark.slow

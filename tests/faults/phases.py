@@ -90,6 +90,16 @@ async def pin_request(place: Place, pattern: str, **fields: Any) -> Pinned:
     return Pinned(job=job, go_on=go_on.set, lose=go_on.set)
 
 
+async def pin_start(place: Place, **fields: Any) -> tuple[Pinned, HeldAnswer]:
+    """A job whose container is created, and whose start begins when the answer to it does; that is held, too."""
+    held = HeldAnswer()
+    held.begin.clear()
+    fault = place.proxy.fault(START, held, times=1)
+    job = await place.acme.submit(["true"], **fields)
+    await _met(fault)
+    return Pinned(job=job, go_on=held.pass_on, lose=held.lose), held
+
+
 async def pin_answer(place: Place, pattern: str, **fields: Any) -> Pinned:
     """A job for which the engine did that, and whose answer is on its way."""
     held = HeldAnswer()

@@ -33,13 +33,15 @@ class Place:
     acme: Submitter
 
     async def running(self, script: str, **fields: Any) -> Followed:
-        """A job that has written `up`."""
+        """A job that has written `up`, and of whose start is told."""
         job = await self.acme.submit(sh(script), **fields)
         await job.wrote("up\n")
+        await job.event("started")  # the log comes by a way of its own, and may be first
         return job
 
     async def container_of(self, job: Followed) -> str:
         """The id of the container that the engine has for a job now, told of or not."""
+        await job.event("claimed")
         name = f"runner-{self.site.ns}-{job.events[-1]['claim']}"
         async with aiodocker.Docker(url=self.engine.url) as docker:
             return (await docker.containers.get(name)).id
@@ -71,7 +73,7 @@ class Place:
         control = await self.acme.exchange(".control")
         queue = await self.acme.channel.declare_queue(exclusive=True)
         await control.publish(aio_pika.Message(b"", reply_to=queue.name), f"worker.{self.site.ns}.ping")
-        async with asyncio.timeout(20), queue.iterator() as messages:
+        async with asyncio.timeout(30), queue.iterator() as messages:
             async for message in messages:
                 body: dict[str, Any] = json.loads(message.body)
                 return body

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiodocker
 import pytest
-from tests.e2e.daemon import Daemon, Site, eventually, open_site
+from tests.e2e.daemon import WAITS, Daemon, Site, eventually, open_site
 from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
 from tests.services import Endpoint
 
@@ -18,10 +18,8 @@ from runner.adapters.journal import open_journal
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
-COUNTS = "i=0; while [ $i -lt 80 ]; do i=$((i+1)); echo line $i; sleep 0.1; done"
-STUBBORN = "trap 'echo no' TERM; while :; do sleep 0.1; done"
-AWAY = 4.0
-"""Seconds for which no daemon runs."""
+COUNTS = 'i=0; until [ -s "$JOB_OUTPUT_FILE" ]; do i=$((i+1)); echo line $i; sleep 0.1; done'
+STUBBORN = "trap 'echo no' TERM; echo started; while :; do sleep 0.1; done"
 
 
 @pytest.fixture
@@ -65,6 +63,17 @@ def only(job: Followed, kind: str) -> dict[str, Any]:
     return event
 
 
+async def has_exited(site: Site, job: Followed) -> None:
+    """Return when the job's container has ended."""
+    async with aiodocker.Docker(url=site.engine) as docker:
+        container = docker.containers.container(only(job, "started")["container"])
+
+        async def is_over() -> bool:
+            return not (await container.show())["State"]["Running"]
+
+        await eventually(is_over, "the container has ended")
+
+
 async def leave(daemon: Daemon, *, how: str) -> None:
     """End the daemon's life; its jobs run on."""
     if how == "kill":
@@ -77,26 +86,33 @@ async def leave(daemon: Daemon, *, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["kill", "hand over"])
 async def test_jobs_go_on_in_the_next_life(site: Site, acme: Submitter, how: str) -> None:
-    limits = {"timeout": "4s", "grace": "1s"}
     async with site.daemon(worker__restart="adopt") as first:
         await first.ready()
         counter = await acme.submit(sh(f"echo started; {COUNTS}; printf end; exit 3"))
-        silent = await acme.submit(sh(f"echo started >&2; sleep {AWAY + 4}; exit 4"))
-        gone = await acme.submit(sh("echo started; sleep 3; echo done; printf 42 > $JOB_OUTPUT_FILE"))
-        late = await acme.submit(sh(f"echo started; {STUBBORN}"), limits=limits)
-        stopped = await acme.submit(sh(f"echo started; {STUBBORN}"), limits={"grace": "2s"})
-        jobs = [counter, silent, gone, late, stopped]
-        for job in jobs:
+        silent = await acme.submit(sh(f"echo started >&2; {WAITS}; exit 4"))
+        gone = await acme.submit(sh(f"echo started; {WAITS}; echo done; printf 42 > $JOB_OUTPUT_FILE"))
+        stopped = await acme.submit(sh(STUBBORN), limits={"grace": "6s"})
+        for job in (counter, silent, gone):
             await job.event("started")
         await stopped.wrote("started\n")
+        late = await acme.submit(sh(STUBBORN), limits={"timeout": "6s", "grace": "1s"})
+        await late.wrote("started\n")
+        jobs = [counter, silent, gone, late, stopped]
         await acme.cancel(stopped, "enough")
         await stopped.event("stopping")
         running = set(await site.containers())
         await leave(first, how=how)
         assert set(await site.containers()) == running
-    await asyncio.sleep(AWAY)
+    site.let_go(gone)
+    await has_exited(site, gone)
+    over = datetime.now(UTC)
+    await asyncio.sleep((datetime.fromisoformat(only(late, "started")["deadline"]) - over).total_seconds())
     async with site.daemon(worker__restart="adopt") as second:
         await second.ready()
+        seen = len(counter.batches)
+        await counter.until(lambda: len(counter.batches) > seen, "more of its log under the next life")
+        for job in (counter, silent):
+            site.let_go(job)
         for job in jobs:
             await job.event("finished")
         metrics = await second.metrics()
@@ -109,17 +125,18 @@ async def test_jobs_go_on_in_the_next_life(site: Site, acme: Submitter, how: str
         assert only(job, "claimed")["claim"] == only(job, "finished")["claim"]
         assert (written(job) + written(job, "err")).count("started") == 1
     counter.ended("failed", exit_code=3)
-    assert written(counter) == "started\n" + "".join(f"line {number}\n" for number in range(1, 81)) + "end"
+    lines = "".join(f"line {number}\n" for number in range(1, 1 + written(counter).count("line")))
+    assert written(counter) == f"started\n{lines}end"
     silent.ended("failed", exit_code=4)
     gone.ended("succeeded", exit_code=0, output=42)
-    assert gone.result["seconds"]["run"] < AWAY
+    assert datetime.fromisoformat(gone.result["times"]["ended"]) <= over
     late.ended("timed_out", signal=9)
     stopped.ended("cancelled", signal=9, reason="enough")
     assert await site.messages() == {}
 
 
 async def test_a_container_without_a_lease_is_removed(site: Site, acme: Submitter) -> None:
-    async with site.daemon(worker__lease="5s") as first:
+    async with site.daemon(worker__lease="8s") as first:
         await first.ready()
         job = await acme.submit(sh("echo started; sleep 1000"))
         await job.event("started")
@@ -129,14 +146,14 @@ async def test_a_container_without_a_lease_is_removed(site: Site, acme: Submitte
         return await acme.purge(f"w.{site.ns}.lease") == 1
 
     await eventually(purged, "the broker has the lease back, and loses it")
-    async with site.daemon(worker__lease="5s") as second:
+    async with site.daemon(worker__lease="8s") as second:
         await second.ready()
         assert len(await site.containers()) == 1
 
         async def empty() -> bool:
             return not await site.containers() and not site.job_folders
 
-        await eventually(empty, "the container is gone", 20)
+        await eventually(empty, "the container is gone")
         await second.stop()
     assert job.kinds == ["claimed", "started"]
 
@@ -148,7 +165,7 @@ async def test_a_lease_without_a_container_is_a_lost_attempt(site: Site, acme: S
 
     async with site.daemon() as first:
         await first.ready()
-        job = await acme.submit(sh("echo started; sleep 2"))
+        job = await acme.submit(sh('test "$JOB_ATTEMPT" -gt 1 || exec sleep 600'))
         await job.event("started")
         await eventually(written_down, "the container is on record")
         await first.kill()
@@ -184,6 +201,11 @@ async def test_killed_again_and_again_no_job_is_lost(site: Site, acme: Submitter
         await daemon.ready()
         for job in jobs:
             await job.event("finished", timeout=60)
+
+        async def none_waits() -> bool:
+            return await site.messages() == {}
+
+        await eventually(none_waits, "no second copy of a job waits to be started again")
         # A claim that a crash has left between the ack of its lease and its end in the journal is given up after
         # `worker.lease`.
         await daemon.clean(timeout=120 + 30)

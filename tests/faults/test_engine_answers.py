@@ -135,7 +135,7 @@ async def test_a_launch_that_fails_every_time(house_for: HouseFor) -> None:
             proxy.heal()
             discard = asyncio.create_task(house.engine.discard(attempt))
             assert (await house.run("true")).code == 0
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await discard
 
     await all_of(FAILS, one)
@@ -161,7 +161,7 @@ async def test_nothing_more_is_started_once_the_engine_starts_nothing(house: Hou
         for attempt in attempts[:3]:
             with pytest.raises(EngineError):
                 await house.launch(attempt)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             why = await told.get()
         assert why is not None
         assert "could not find bridge docker0" in why
@@ -170,7 +170,7 @@ async def test_nothing_more_is_started_once_the_engine_starts_nothing(house: Hou
             await house.launch(attempts[3])
         assert [line for line in proxy.heard[asked:] if "POST" in line and "probe-" not in line] == []
         proxy.heal()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await told.get() is None
         assert (await house.run("true")).code == 0
     finally:
@@ -178,7 +178,7 @@ async def test_nothing_more_is_started_once_the_engine_starts_nothing(house: Hou
         await asyncio.gather(watching, return_exceptions=True)
     for attempt in attempts:
         await house.engine.discard(attempt)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while house.engine.names():  # noqa: ASYNC110 - the probes go by themselves
             await asyncio.sleep(0.05)
 
@@ -190,11 +190,11 @@ async def test_a_create_that_lands_long_after_it_was_given_up(house: House, prox
     with pytest.raises(EngineGone):
         await house.launch(attempt)
     discard = asyncio.create_task(house.engine.discard(attempt))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not any(line.startswith("DELETE") for line in proxy.heard):  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.05)
     late.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await discard
     assert fault.met == 1
     assert (house.log.created, house.log.removed) == (1, 1)
@@ -217,7 +217,7 @@ async def test_a_removal_goes_on_until_the_container_is_gone(house_for: HouseFor
             await house.launch(attempt)
             fault = proxy.fault(DELETE, deed)
             discard = asyncio.create_task(house.engine.discard(attempt))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not fault.met:  # noqa: ASYNC110 - nobody tells us
                     await asyncio.sleep(0.05)
             proxy.heal()
@@ -234,7 +234,7 @@ async def test_removals_that_hang_hold_up_no_other(house_for: HouseFor) -> None:
         go_on = asyncio.Event()
         proxy.fault(f"DELETE .*({'|'.join(ids)})", after(go_on))
         discards = [asyncio.create_task(house.engine.discard(attempt)) for attempt in stuck]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert (await house.run("true")).code == 0
         assert not any(discard.done() for discard in discards)
         go_on.set()
@@ -258,7 +258,7 @@ async def test_an_answer_that_is_wrong_for_once_does_not_lose_an_adopted_job(
             fault = proxy.fault(pattern, deed, times=2)
             container = await house.engine.adopt(attempt, house.hear)
             (house.state_dir / "jobs" / attempt.claim / "progress").write_text("go on")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 end = await container.wait()
             assert (end.code, end.lost, bytes(house.out), fault.met) == (3, None, b"up\n", 2)
             await house.engine.discard(attempt)
@@ -289,9 +289,11 @@ async def test_a_kill_that_goes_wrong_can_be_repeated(house_for: HouseFor) -> No
             await house.heard(b"up")
             proxy.fault(KILL, deed, times=1)
             async with asyncio.timeout(30):
-                with suppress(EngineError):
-                    await container.kill()
-                await container.kill()
+                killed = False
+                while not killed:
+                    with suppress(EngineError):
+                        await container.kill()
+                        killed = True
                 end = await container.wait()
             assert (end.signal, end.lost, end.complete) == (9, None, True)
             await house.engine.discard(attempt)

@@ -59,8 +59,8 @@ async def test_an_engine_whose_disk_is_full_costs_no_job_anything(place: Place) 
 
 
 async def test_deadlines_and_cancels_hold_while_the_engine_hangs(place: Place) -> None:
-    late = await place.running(STUBBORN, limits={"timeout": "3s", "grace": "1s"})
     cancelled = await place.running(STUBBORN, limits={"grace": "1s"})
+    late = await place.running(STUBBORN, limits={"timeout": "4s", "grace": "1s"})
     await place.engine.pause()
     await place.acme.cancel(cancelled, "enough")
     await late.finished()
@@ -98,14 +98,18 @@ async def test_a_shim_that_hangs_keeps_its_place_and_nothing_else(place: Place) 
         await place.quarantined(late)
         for _ in range(3):
             (await place.acme.run(["true"])).ended("succeeded", blame="none", exit_code=0)
-        assert await place.daemon.problems() == []
+        await place.daemon.ready()
 
         async def alone() -> bool:
             metrics = await place.daemon.metrics()
             return (metrics["runner_claimed_cpus"], metrics["runner_containers_live"]) == (0.5, 1)
 
         await eventually(alone, "only its claim is left")
-        assert (await place.daemon.metrics())["runner_cleanup_failures_total"] > 0
+
+        async def failed() -> bool:
+            return (await place.daemon.metrics())["runner_cleanup_failures_total"] > 0
+
+        await eventually(failed, "its removal has failed")
     finally:
         os.kill(shim, signal.SIGCONT)
 
@@ -121,7 +125,7 @@ async def test_a_shim_that_hangs_does_not_hold_up_the_end_of_the_daemon(
         try:
             await late.finished()
             place.daemon.terminate()
-            assert await place.daemon.exited(20) == 0
+            assert await place.daemon.exited() == 0
         finally:
             os.kill(shim, signal.SIGCONT)
         async with place.site.daemon(program=IMPATIENT) as second:

@@ -52,9 +52,9 @@ async def place(lasting: Place) -> AsyncIterator[Place]:
 
 async def _one_waits(place: Place) -> None:
     async def one() -> bool:
-        return await place.daemon.waiting(STACK) == 1
+        return await place.daemon.waiting(STACK) == 1 and len(await place.site.warm_containers()) == 1
 
-    await eventually(one, "a container waits")
+    await eventually(one, "a container waits, and nothing is left of another one")
 
 
 async def _pin(place: Place, hold: Callable[..., Awaitable[Pinned]]) -> Pinned:

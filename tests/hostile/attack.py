@@ -77,13 +77,13 @@ def killed_for_memory(name: str, *words: str, stopped_by: str, **fields: Any) ->
 
 
 def timed_out(name: str, *words: str, stopped_by: str, **fields: Any) -> Attack:
-    """A job that does not want to end, and is ended: after a second, and another one of grace."""
+    """A job that does not want to end, and is ended: once it has surely begun with that, and a second later."""
     told = {
         "outcome": "timed_out",
         "blame": "job",
         "signal": 9,
-        "reason": "ran for 1s, its time-out; give it more with limits.timeout",
+        "reason": "ran for 3s, its time-out; give it more with limits.timeout",
         **fields,
     }
-    limits = {"timeout": "1s", "grace": "1s", **told.pop("limits", {})}
+    limits = {"timeout": "3s", "grace": "1s", **told.pop("limits", {})}
     return Attack(name=name, command=attack(*words), stopped_by=stopped_by, limits=limits, **told)

@@ -7,14 +7,13 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import aiodocker
-from tests.services import BUSYBOX_TAG
+from tests import services
 
 from runner.init.build import compiler
 
 SOURCES = Path(__file__).with_name("attacks")
 FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-static", "-pthread")
-DOCKERFILE = f"FROM {BUSYBOX_TAG}\nCOPY bin/ /bin/\nCOPY etc/ /etc/\n"
+DOCKERFILE = f"FROM {services.BUSYBOX_TAG}\nCOPY bin/ /bin/\nCOPY etc/ /etc/\n"
 
 
 def compile_attacks(folder: Path) -> bytes:
@@ -28,10 +27,7 @@ def compile_attacks(folder: Path) -> bytes:
 async def build_image(url: str, program: bytes) -> str:
     """The id of the image; needs that of `build_busybox`."""
     tag = f"runner-tests/hostile:{hashlib.sha256(program).hexdigest()[:12]}"
-    async with aiodocker.Docker(url=url) as docker:
-        await docker.images.build(fileobj=io.BytesIO(_context(program)), encoding="identity", tag=tag)
-        image = await docker.images.inspect(tag)
-        return str(image["Id"])
+    return await services.build_image(url, _context(program), tag)
 
 
 def _context(program: bytes) -> bytes:
