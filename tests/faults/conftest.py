@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.faults.fleet import Fleet, open_fleet
-from tests.services import Broker, Endpoint
+from tests.faults.place import Place, open_place
+from tests.services import Broker, Endpoint, Engine
 
 from runner.adapters.amqp.link import BROKER_FAULTS
 
@@ -49,6 +50,29 @@ async def fleets(engine: Endpoint, busybox_image: str, tmp_path: Path) -> AsyncI
             return fleet
 
         yield make
+
+
+@pytest.fixture(scope="module")
+async def lasting(
+    request: pytest.FixtureRequest, broker: Endpoint, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Place]:
+    """The daemon that lives through all of a module's tests, on an engine with these flags; `WARM` containers wait."""
+    folder, flags = tmp_path_factory.mktemp("lasting"), getattr(request, "param", ())
+    (folder / "site").mkdir()
+    async with (
+        Engine(folder / "engine", flags=flags) as engine,
+        open_place(engine, broker, folder / "site", warm=getattr(request.module, "WARM", 0)) as place,
+    ):
+        yield place
+        await place.leave()
+        assert await place.site.messages() == {}
+
+
+@pytest.fixture
+async def place(lasting: Place) -> AsyncIterator[Place]:
+    """The same, at peace again after each test."""
+    yield lasting
+    await lasting.calm_down()
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ What is told of every job is true, it is told once, nothing is left behind, and 
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from tests.e2e.submitter import Followed
 from tests.faults.phases import IN_TURN, Phase, Pinned, pin, pin_start
-from tests.faults.place import Place, open_place
-from tests.services import Endpoint, Engine
+from tests.faults.place import Place
 from tests.shims import new_shim, stop_shim
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -23,28 +22,6 @@ USUAL, RESTORING = (), ("--live-restore",)
 ENGINE_STOPPED = "the engine stopped, and the job with it"
 NOT_MADE = frozenset({Phase.CREATING, Phase.CREATED, Phase.STARTING, Phase.WAITING})
 """Nobody but the daemon knows what is to run, and its connection to the container is gone with the engine."""
-
-
-@pytest.fixture(scope="module")
-async def lasting(
-    request: pytest.FixtureRequest, broker: Endpoint, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Place]:
-    """The daemon that lives through all of it, on an engine with these flags."""
-    folder = tmp_path_factory.mktemp("lasting")
-    (folder / "site").mkdir()
-    async with (
-        Engine(folder / "engine", flags=request.param) as engine,
-        open_place(engine, broker, folder / "site") as place,
-    ):
-        yield place
-        await place.leave()
-        assert await place.site.messages() == {}
-
-
-@pytest.fixture
-async def place(lasting: Place) -> AsyncIterator[Place]:
-    yield lasting
-    await lasting.calm_down()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

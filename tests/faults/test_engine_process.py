@@ -5,43 +5,18 @@ What becomes of a job in each of its phases is in `test_engine_phases.py`.
 
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.daemon import eventually
 from tests.engine_proxy import refuse
 from tests.faults.place import GO, IMPATIENT, STUBBORN, Place, open_place
-from tests.services import Endpoint, Engine
+from tests.services import Endpoint
 from tests.shims import shim_of, stop_shim
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
 START = "POST .*/start$"
-
-
-@pytest.fixture(scope="module")
-async def engine_of_ours(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
-    """An engine that may be broken; it runs again after each test."""
-    async with Engine(tmp_path_factory.mktemp("engine") / "engine") as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-async def shared_place(
-    engine_of_ours: Engine, broker: Endpoint, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Place]:
-    """The daemon that lives through all of it."""
-    async with open_place(engine_of_ours, broker, tmp_path_factory.mktemp("shared")) as place:
-        yield place
-        await place.leave()
-        assert await place.site.messages() == {}
-
-
-@pytest.fixture
-async def place(shared_place: Place) -> AsyncIterator[Place]:
-    yield shared_place
-    await shared_place.calm_down()
 
 
 async def test_an_engine_whose_disk_is_full_costs_no_job_anything(place: Place) -> None:
@@ -116,9 +91,9 @@ async def test_a_shim_that_hangs_keeps_its_place_and_nothing_else(place: Place) 
 
 @pytest.mark.slow
 async def test_a_shim_that_hangs_does_not_hold_up_the_end_of_the_daemon(
-    engine_of_ours: Engine, broker: Endpoint, tmp_path: Path
+    lasting: Place, broker: Endpoint, tmp_path: Path
 ) -> None:
-    async with open_place(engine_of_ours, broker, tmp_path) as place:
+    async with open_place(lasting.engine, broker, tmp_path) as place:
         late = await place.running(STUBBORN, limits={"timeout": "2s", "grace": "0s"})
         shim = shim_of((await late.event("started"))["container"])
         await stop_shim(shim)
