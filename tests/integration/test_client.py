@@ -104,14 +104,14 @@ async def cleared_away(client: Client) -> None:
         await client._clearing
 
 
-async def is_bound(url: str, namespace: str, job: SubmittedJob) -> bool:
+async def is_bound(url: str, namespace: str, job_id: str) -> bool:
     """Whether anybody hears what is told about the job."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(on_return_raises=True)
         exchange = await channel.get_exchange(Names(namespace).events, ensure=False)
-        told = aio_pika.Message(event(job.id, "claimed", 1))
+        told = aio_pika.Message(event(job_id, "claimed", 1))
         try:
-            await exchange.publish(told, f"default.{job.id}.claimed", mandatory=True)
+            await exchange.publish(told, f"default.{job_id}.claimed", mandatory=True)
         except aio_pika.exceptions.PublishError:
             return False
         return True
@@ -133,10 +133,10 @@ async def test_what_a_job_that_is_over_leaves_in_the_broker_is_cleared_away(
         patch.setattr(aiormq.Channel, "queue_unbind", fail)
         await client.follow("default", "second")
         await cleared_away(client)
-    assert await is_bound(broker.url, namespace, job)
+    assert await is_bound(broker.url, namespace, job.id)
     await client.follow("default", "third")
     await cleared_away(client)
-    assert not await is_bound(broker.url, namespace, job)
+    assert not await is_bound(broker.url, namespace, job.id)
 
 
 async def test_a_submitter_does_not_wait_for_the_clearing_away(
@@ -157,7 +157,76 @@ async def test_a_submitter_does_not_wait_for_the_clearing_away(
             job = await client.submit(stack="busybox")
             assert (await worker.take()).message_id == job.id
             await begun.wait()
+            for _ in range(2):
+                assert (await client.submit(stack="busybox")).id == (await worker.take()).message_id
         assert cancelled.is_set()
+
+
+async def test_a_job_that_is_followed_again_while_it_is_cleared_away_is_heard_of(
+    broker: Endpoint, namespace: str, client: Client, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, really_unbind = asyncio.Event(), asyncio.Event(), aiormq.Channel.queue_unbind
+
+    async def unbind(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        await go_on.wait()
+        return await really_unbind(*args, **kwargs)
+
+    job = await client.submit(stack="busybox")
+    await cleared_away(client)
+    await worker.tell(event(job.id, "duplicate", 1))
+    with pytest.raises(RejectedError):
+        await job.result()
+    monkeypatch.setattr(aiormq.Channel, "queue_unbind", unbind)
+    await client.follow("default", "another")
+    await begun.wait()
+    again = asyncio.create_task(client.follow("default", job.id))
+    await client.follow("default", "a-third")
+    go_on.set()
+    assert (await again).id == job.id
+    await cleared_away(client)
+    assert await is_bound(broker.url, namespace, job.id)
+
+
+async def test_who_was_cancelled_follows_nothing(
+    broker: Endpoint, namespace: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+    really_bind: Any = aiormq.Channel.queue_bind
+
+    async def bind(*args: Any, nowait: bool = False, **kwargs: Any) -> Any:
+        if not nowait:  # the last one
+            begun.set()
+            await asyncio.Event().wait()
+        return await really_bind(*args, nowait=nowait, **kwargs)
+
+    await client.follow("default", "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(aiormq.Channel, "queue_bind", bind)
+        cancelled = asyncio.create_task(client.follow("default", "cancelled"))
+        await begun.wait()
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+    await client.follow("default", "second")
+    await cleared_away(client)
+    assert not await is_bound(broker.url, namespace, "cancelled")
+    assert await is_bound(broker.url, namespace, "first")
+
+
+async def test_a_job_that_was_not_taken_is_not_followed(
+    broker: Endpoint, namespace: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def time_out(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aio_pika.Exchange, "publish", time_out)
+        with pytest.raises(PublishUncertain):
+            await client.submit(stack="busybox", id="not-taken")
+    assert await is_bound(broker.url, namespace, "not-taken")
+    await client.follow("default", "another")
+    await cleared_away(client)
+    assert not await is_bound(broker.url, namespace, "not-taken")
 
 
 async def test_repeats_are_told_once(client: Client, worker: FakeWorker) -> None:

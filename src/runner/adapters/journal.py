@@ -92,7 +92,8 @@ class SqliteJournal:
         self._now = now
         self._pruned = _EPOCH
         self._finished: OrderedDict[int, int] = OrderedDict()  # hashes of keys, and when; the latest last
-        self._whole_since = 0  # whatever was finished after this is among them
+        self._whole_since = 0  # whatever was finished after this is among them, once they were loaded
+        self._loaded = False
 
     async def claimed(self, record: ClaimRecord) -> None:
         """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
@@ -150,7 +151,7 @@ class SqliteJournal:
             )
         else:
             if finished:
-                self._whole_since = _to_number(now)  # whose claim it is nobody says
+                self._whole_since = max(self._whole_since, _to_number(now))  # whose claim it is nobody says
             await self._run(
                 "UPDATE claims SET ended = ?, finished = ? WHERE claim = ?", _to_number(now), int(finished), claim
             )
@@ -166,19 +167,22 @@ class SqliteJournal:
         self._database.run_soon("DELETE FROM owed WHERE claim = ?", claim)
 
     async def owed_notices(self) -> Mapping[str, Notice]:
-        """What an earlier life could not publish, by claim; those claims are over."""
+        """What an earlier life could not publish, by claim; those claims are over.
+
+        It is what a daemon begins with, and so the jobs that were finished last are learned by heart.
+        """
         await self._run(
             "UPDATE claims SET ended = ?, finished = 1 WHERE ended IS NULL AND claim IN (SELECT claim FROM owed)",
             _to_number(self._now()),
         )
-        await self.load()
+        await self._load()
         rows = await self._run("SELECT claim, notice FROM owed ORDER BY claim")
         return {row["claim"]: Notice.from_json(row["notice"]) for row in rows}
 
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time (at most `KEPT`)."""
         since = _to_number(self._now() - within)
-        if since > self._whole_since and hash(key) not in self._finished:
+        if self._loaded and since > self._whole_since and hash(key) not in self._finished:
             return False
         rows = await self._run(
             "SELECT 1 FROM claims WHERE finished = 1 AND tenant = ? AND id = ? AND ended >= ? LIMIT 1",
@@ -224,8 +228,7 @@ class SqliteJournal:
         self._pruned = self._now()
         await self._run("DELETE FROM claims WHERE ended < ?", _to_number(self._pruned - KEPT))
 
-    async def load(self) -> None:
-        """Learn which jobs were finished last."""
+    async def _load(self) -> None:
         rows = await self._run(
             "SELECT tenant, id, ended FROM claims WHERE finished = 1 AND ended IS NOT NULL ORDER BY ended DESC LIMIT ?",
             _REMEMBERED,
@@ -234,6 +237,7 @@ class SqliteJournal:
             self._remember(JobKey(tenant=row["tenant"], id=row["id"]), row["ended"])
         if len(rows) == _REMEMBERED:
             self._whole_since = max(self._whole_since, rows[-1]["ended"])
+        self._loaded = True
 
     def _remember(self, key: JobKey, ended: int) -> None:
         """Only by its hash: where two keys share one, the file tells."""
@@ -271,7 +275,6 @@ async def open_journal(state_dir: Path, now: Callable[[], datetime]) -> AsyncIte
     async with serve_database(connection) as database:
         journal = SqliteJournal(database, now)
         await journal.prune()
-        await journal.load()
         yield journal
 
 

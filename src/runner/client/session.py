@@ -99,10 +99,14 @@ class Client:
         """The same for a whole message. Without `check` the workers are its only judge."""
         message = await _packed(message)
         envelope, body = _prepare(message, f"{pool}.{priority}.{tenant}", check=check)
-        job = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
-        await self._publish_job(envelope, body)
+        following = await self._follow(JobKey(tenant=tenant, id=envelope.message_id or ""), submitted=True)
+        try:
+            await self._publish_job(envelope, body)
+        except (BrokerError, asyncio.CancelledError):
+            following.close()  # nobody has a handle of it
+            raise
         self._clear_away()  # not waited for: whoever was cancelled here would have a job and no handle
-        return job
+        return SubmittedJob(following, self.cancel)
 
     async def enqueue(
         self,
@@ -122,9 +126,9 @@ class Client:
 
     async def follow(self, tenant: str, job_id: str) -> SubmittedJob:
         """Follow a job that is on its way, from now on: what it told before is not told again."""
-        job = await self._follow(_key(tenant, job_id), submitted=False)
+        following = await self._follow(_key(tenant, job_id), submitted=False)
         self._clear_away()
-        return job
+        return SubmittedJob(following, self.cancel)
 
     async def cancel(self, tenant: str, job_id: str, reason: str = "") -> None:
         """Have a job stopped, wherever it is. Returns when the broker has the request, not when the job has ended."""
@@ -159,7 +163,7 @@ class Client:
                 self._asker = await self._lifetimes.enter_async_context(open_asker(self._connected(), self._names))
             return self._asker
 
-    async def _follow(self, key: JobKey, *, submitted: bool) -> SubmittedJob:
+    async def _follow(self, key: JobKey, *, submitted: bool) -> Following:
         following = Following(key, asyncio.get_running_loop().call_later, submitted=submitted)
         async with self._turn:
             if self._subscription is None:
@@ -167,7 +171,7 @@ class Client:
                 await subscription.open(self._connected())
                 self._subscription = subscription
             await self._subscription.add(following)
-        return SubmittedJob(following, self.cancel)
+        return following
 
     def _clear_away(self) -> None:
         """Jobs that are over leave something behind in the broker: cleared away while the next one is on its way."""
@@ -180,9 +184,8 @@ class Client:
             await asyncio.wait([self._clearing])
 
     async def _forget_ended(self) -> None:
-        async with self._turn:
-            if self._subscription is not None:
-                await self._subscription.forget_ended()
+        if self._subscription is not None:
+            await self._subscription.forget_ended()
 
     async def _publish_job(self, envelope: Envelope, body: bytes) -> None:
         message = _message(body, envelope.message_id or "")

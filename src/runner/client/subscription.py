@@ -27,8 +27,10 @@ class Subscription:
         self._names = names
         self._connection: AbstractConnection | None = None
         self._binding: AbstractChannel | None = None
+        self._making = asyncio.Lock()
         self._queues: list[tuple[AbstractQueue, str]] = []
         self._followings: dict[Key, list[Following]] = defaultdict(list)
+        self._leaving: dict[Key, asyncio.Event] = {}  # their bindings are being taken away
 
     async def open(self, connection: AbstractConnection) -> None:
         """Declare the queues and listen. Raises `BrokerError`."""
@@ -53,7 +55,19 @@ class Subscription:
     async def add(self, following: Following) -> None:
         """Return when nothing of the job can be missed any more. Raises `BrokerError`."""
         key = (following.key.tenant, following.key.id)
-        self._followings[key].append(following)
+        while key in self._leaving:
+            await self._leaving[key].wait()
+        followings = self._followings[key]
+        followings.append(following)
+        bound = False
+        try:
+            await self._bind(key)
+            bound = True
+        finally:
+            if not bound:  # cancelled or refused; what was bound for it is taken away with what is over
+                followings.remove(following)
+
+    async def _bind(self, key: Key) -> None:
         channel: aiormq.abc.AbstractChannel | None = None
         try:
             channel = await self._binder()
@@ -63,10 +77,8 @@ class Subscription:
             queue, exchange = self._queues[-1]
             await channel.queue_bind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
         except BROKER_FAULTS as error:
-            self._followings[key].remove(following)
-            raise BrokerError(
-                f"this client cannot follow {following.key}: {_why(await _refusal(channel, error))}"
-            ) from error
+            why = _why(await _refusal(channel, error))
+            raise BrokerError(f"this client cannot follow {'/'.join(key)}: {why}") from error
 
     def fail(self, reason: str) -> None:
         """Tell everybody who waits that nothing will come."""
@@ -75,22 +87,33 @@ class Subscription:
                 following.fail(reason)
 
     async def forget_ended(self) -> None:
-        """Take away the bindings of jobs that are over, so that their number stays small. Not while one is added."""
-        ended = [key for key, followings in self._followings.items() if all(one.over for one in followings)]
+        """Take away the bindings of jobs that are over, so that their number stays small.
+
+        Only whoever follows one of these again waits for that. One call at a time.
+        """
         try:
-            for key in ended:
-                channel = await self._binder()
-                for queue, exchange in self._queues:
-                    await channel.queue_unbind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
-                del self._followings[key]
+            for key in [*self._followings]:
+                if all(one.over for one in self._followings[key]):
+                    await self._unbind(key)
         except BROKER_FAULTS:
             return  # those that are left are taken away the next time, or go with the connection
+
+    async def _unbind(self, key: Key) -> None:
+        left = self._leaving[key] = asyncio.Event()
+        try:
+            channel = await self._binder()
+            for queue, exchange in self._queues:
+                await channel.queue_unbind(queue.name, exchange, _pattern(key), timeout=RPC_TIMEOUT)
+            del self._followings[key]
+        finally:
+            del self._leaving[key]
+            left.set()
 
     async def _binder(self) -> aiormq.abc.AbstractChannel:
         """The channel for bindings: one of its own, since a refusal closes it, and must not end other jobs' news."""
         if self._connection is None:
             raise BrokerError("this client is not subscribed")
-        async with asyncio.timeout(RPC_TIMEOUT):
+        async with asyncio.timeout(RPC_TIMEOUT), self._making:
             if self._binding is None or self._binding.is_closed:
                 self._binding = await self._connection.channel(publisher_confirms=False)
             return await self._binding.get_underlay_channel()
