@@ -71,7 +71,7 @@ class Diary:
         return [entry for entry in self.entries if entry in wanted]
 
 
-async def until(condition: Callable[[], object], what: str = "", timeout: float = 5) -> None:
+async def until(condition: Callable[[], object], what: str = "", timeout: float = 30) -> None:
     """Let everything else go on until the condition holds."""
     try:
         async with asyncio.timeout(timeout):

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ class Proxy:
         self._to_client = _Direction()
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
         self._server: asyncio.Server | None = None
-        self._port = 0
+        # Bound and never listening: while nobody is welcome, nobody else gets the port, not even as a client.
+        self._reserved: socket.socket | None = None
         self._folder = Path()
 
     @property
@@ -51,6 +53,11 @@ class Proxy:
         return self._upstream._replace(netloc=f"{login}{at}127.0.0.1:{self._port}").geturl()
 
     @property
+    def _port(self) -> int:
+        assert self._reserved is not None
+        return int(self._reserved.getsockname()[1])
+
+    @property
     def connections(self) -> int:
         """How many connections are open through the proxy."""
         return len(self._connections)
@@ -59,11 +66,17 @@ class Proxy:
         # Not pytest's folder: a socket's path may have 107 bytes at most.
         self._folder = Path(tempfile.mkdtemp(prefix="runner-proxy-", dir="/tmp"))
         self.heal()
+        if self._upstream.scheme != "unix":
+            self._reserved = socket.socket()
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._reserved.bind(("127.0.0.1", 0))
         await self.accept()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.refuse()
+        if self._reserved is not None:
+            self._reserved.close()
         shutil.rmtree(self._folder)
 
     async def cut(self) -> None:
@@ -91,8 +104,7 @@ class Proxy:
         if self._upstream.scheme == "unix":
             self._server = await asyncio.start_unix_server(self._serve, self._socket)
         else:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
-            self._port = self._server.sockets[0].getsockname()[1]
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, reuse_port=True)
 
     def black_hole(self, *, to_service: bool = True, to_client: bool = True) -> None:
         """Hold back all bytes that go the given ways, and the news of a close; connections stay open, new ones too."""
@@ -117,6 +129,9 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._server is None:  # it was accepted just before all were refused
+            writer.transport.abort()
+            return
         writers = self._connections[task] = [writer]
         try:
             service_reader, service_writer = await self._connect()

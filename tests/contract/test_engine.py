@@ -123,7 +123,7 @@ async def test_the_container_says_what_it_is_and_what_the_job_tells(house: House
     attempt = house.attempt(*TELLS)
     try:
         container = await house.engine.launch(attempt, house.hear)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await house.spoke.wait()
         assert container.progress() == b"half"
         assert len(container.id) == 64
@@ -138,7 +138,7 @@ async def test_terminate_ends_a_job_that_does_not_mind(house: House) -> None:
         container = await house.engine.launch(attempt, house.hear)
         assert container.progress() is None
         await container.terminate()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             end = await container.wait()
         assert (end.code, end.signal, end.lost) == (None, 15, None)
     finally:
@@ -149,14 +149,14 @@ async def test_kill_ends_a_job_that_ignores_terminate(house: House) -> None:
     attempt = house.attempt(*IGNORES_TERM)
     try:
         container = await house.engine.launch(attempt, house.hear)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await house.spoke.wait()
         await container.terminate()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await container.wait()
         await container.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             end = await container.wait()
         assert (end.code, end.signal, end.lost, end.complete) == (None, 9, None, True)
     finally:
@@ -180,7 +180,7 @@ async def test_what_is_discarded_while_it_runs_is_lost(house: House) -> None:
     container = await house.engine.launch(attempt, house.hear)
     waiting = asyncio.create_task(container.wait())
     await house.engine.discard(attempt)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         end = await waiting
     assert end.lost is not None
     assert await house.left() == 0
@@ -195,7 +195,7 @@ async def test_a_later_life_hears_everything_from_the_beginning(house: House) ->
     container = await house.engine.adopt(attempt, later.hear)
     assert (container.id, container.started, container.ended) == (first.id, first.started, None)
     waiting = asyncio.create_task(container.wait())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await later.spoke.wait()
         await container.terminate()
         end = await waiting

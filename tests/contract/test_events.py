@@ -94,7 +94,7 @@ async def real(room: Room, wire: Proxy) -> AsyncIterator[Told]:
         seen: list[dict[str, Any]] = []
 
         async def listen(count: int) -> list[dict[str, Any]]:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while len(seen) < count:
                     seen.append(json.loads((await source.get()).body))
             while not source.empty():
@@ -158,7 +158,7 @@ async def test_an_event_is_safe_only_when_it_is_confirmed(told: Told) -> None:
     await asyncio.sleep(0.1)
     assert not publishing.done()
     told.speak()
-    await asyncio.wait_for(publishing, 20)
+    await asyncio.wait_for(publishing, 30)
     assert await told.heard(1)
 
 
@@ -223,7 +223,7 @@ async def test_a_claim_that_is_forgotten_says_nothing_more(told: Told) -> None:
 
 
 async def test_there_is_room_where_nothing_waits(told: Told) -> None:
-    await asyncio.wait_for(told.logs.room("c1"), 1)
+    await asyncio.wait_for(told.logs.room("c1"), 30)
     told.logs.offer(batch(1))
     await told.logs.flush(KEY, "c1", 20)
-    await asyncio.wait_for(told.logs.room("c1"), 1)
+    await asyncio.wait_for(told.logs.room("c1"), 30)

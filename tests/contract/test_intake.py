@@ -36,7 +36,7 @@ class House:
 
     async def take(self, want: int = 1) -> Delivery:
         self.intake.want(want)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             return await self.intake.take()
 
     async def nothing_comes(self) -> None:

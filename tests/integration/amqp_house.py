@@ -24,11 +24,12 @@ from runner.adapters.amqp.unrouted import Unrouted
 from runner.job import Invalid, Job
 from runner.ports import Delivery, QueueKey
 
-HEARTBEAT = timedelta(seconds=2)
+HEARTBEAT = timedelta(seconds=10)
+"""So long that a connection is not given up because this machine, or the broker's, stands still for seconds."""
 KEY = "default.normal.acme"
 
 
-async def eventually(condition: Callable[[], Any], what: str, timeout: float = 20) -> None:
+async def eventually(condition: Callable[[], Any], what: str, timeout: float = 30) -> None:
     """Return when the condition, which may be awaitable, holds."""
     try:
         async with asyncio.timeout(timeout):
@@ -91,7 +92,7 @@ class Room:
         """The messages that wait in a queue."""
         return (await self.count(queue))[0]
 
-    async def holds(self, queue: str, depth: int, timeout: float = 20) -> None:
+    async def holds(self, queue: str, depth: int, timeout: float = 30) -> None:
         """Return when that many messages wait in the queue."""
 
         async def holds() -> bool:
@@ -108,7 +109,7 @@ class Room:
             elif not name.startswith(self.names.delay(0)[:-2]):
                 await (await self.channel.get_queue(name, ensure=False)).purge()
 
-    async def get(self, queue: str, timeout: float = 20) -> AbstractIncomingMessage:
+    async def get(self, queue: str, timeout: float = 30) -> AbstractIncomingMessage:
         """Take the next message out of the queue for good."""
         source = await self.channel.get_queue(queue, ensure=False)
         found: list[AbstractIncomingMessage] = []
@@ -168,7 +169,7 @@ class Side:
     links: Sequence[Link] = ()
     given: list[Delivery] = field(default_factory=list)
 
-    async def take(self, timeout: float = 20) -> Delivery:
+    async def take(self, timeout: float = 30) -> Delivery:
         async with asyncio.timeout(timeout):
             return await self.intake.take()
 

@@ -41,7 +41,7 @@ class House:
 
     async def heard(self, text: bytes) -> None:
         """Return when the job has written that to stdout."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while text not in self.out:
                 self._heard.clear()
                 await self._heard.wait()

@@ -22,7 +22,8 @@ from runner.job import Priority, Route
 from runner.ports import Delivery, QueueKey
 
 ROUTE = Route(pool="default", priority=Priority.NORMAL, tenant="acme")
-HEARTBEAT = timedelta(seconds=1)
+HEARTBEAT, CALM = timedelta(seconds=1), timedelta(seconds=10)
+"""What offers reckon with; and that of connections, which are not given up because this machine stands still."""
 
 
 @dataclass(slots=True)
@@ -65,12 +66,12 @@ class Side:
     async def claim(self, claim: str, body: bytes = b'{"stack": "busybox"}', attempts: int = 1) -> LeaseHold:
         """Take a lease, and wait until its copy is here."""
         hold = await self.leases.acquire(claim, passport(body, attempts).message)
-        await asyncio.wait_for(hold.ours(), 10)
+        await asyncio.wait_for(hold.ours(), 30)
         return hold
 
     async def orphan(self) -> JobDelivery:
         """The next lease of an earlier life."""
-        message = await asyncio.wait_for(self.leases.orphans.get(), 20)
+        message = await asyncio.wait_for(self.leases.orphans.get(), 30)
         return self.desk.open_lease(message, plain_ack(message))
 
 
@@ -87,7 +88,7 @@ async def open_side(
     consume: str,
     publish: str,
     lifetime: timedelta,
-    heartbeat: timedelta = HEARTBEAT,
+    heartbeat: timedelta = CALM,
     publisher: Publisher | None = None,
     sees_to_lost: bool = True,
 ) -> AsyncIterator[Side]:
@@ -109,7 +110,7 @@ async def open_side(
     )
     desk = Desk(names=names, publisher=publisher, leases=leases)
     side = Side(names=names, worker=worker, leases=leases, desk=desk, counts=counts, superseded=superseded)
-    lost = Lost(desk=desk, worker=worker, heartbeat=heartbeat, offer=side.taken.put_nowait)
+    lost = Lost(desk=desk, worker=worker, heartbeat=HEARTBEAT, offer=side.taken.put_nowait)
     users = (leases.use, lost.use) if sees_to_lost else (leases.use,)
     common: dict[str, Any] = {"name": worker, "observer": counts}
     links = (
@@ -126,7 +127,7 @@ async def open_side(
                 task.cancel()
 
 
-async def eventually(condition: Any, what: str, timeout: float = 20) -> None:
+async def eventually(condition: Any, what: str, timeout: float = 30) -> None:
     """Return when the condition, which may be awaitable, holds."""
     try:
         async with asyncio.timeout(timeout):

@@ -56,7 +56,7 @@ class Calls:
 
     async def until(self, job_id: str) -> None:
         """Return when that job was cancelled."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while str(key(job_id)) not in [heard for heard, _ in self.heard]:
                 self._new.clear()
                 await self._new.wait()
@@ -99,7 +99,7 @@ class Board:
 
 @asynccontextmanager
 async def open_board(url: str, namespace: str) -> AsyncIterator[Board]:
-    async with await aio_pika.connect(url, timeout=5) as connection:
+    async with await aio_pika.connect(url, timeout=30) as connection:
         board = await make_board(connection, namespace)
         try:
             yield board

@@ -47,10 +47,10 @@ async def test_an_alarm_is_sat_out(own: Broker, monkeypatch: pytest.MonkeyPatch)
 
     On one connection a message that is not answered is only late: published again, it would be there twice.
     """
-    monkeypatch.setattr(link_module, "_PROBE_TIMEOUT", 2.0)
+    monkeypatch.setattr(link_module, "_PROBE_TIMEOUT", 5.0)
     async with (
         open_room(own.url, "jobs") as room,
-        open_side(room.names, room.queues, own.url, heartbeat=timedelta(seconds=2)) as side,
+        open_side(room.names, room.queues, own.url, heartbeat=timedelta(seconds=5)) as side,
     ):
         await room.submit({"id": "j1", "stack": "busybox"}, KEY)
         side.intake.want(1)

@@ -41,7 +41,7 @@ class SlowMemory:
 
 
 async def known(cancelled: JobKey, source: Cancelled) -> str | None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         return await source.reason(cancelled)
 
 
@@ -150,7 +150,7 @@ async def test_a_cancel_is_heard_even_if_the_connection_breaks_once_it_is_writte
         slow = SlowMemory(worker.memory)
         worker.cancelled.memory = cast("Memory", slow)
         await board.cancel("one")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await slow.written.wait()
             await proxy.cut()
             while proxy.connections == 0:  # noqa: ASYNC110 - the other link is back, so the break was noticed

@@ -112,7 +112,7 @@ async def test_a_command_is_answered_where_the_asker_listens(room: Room, ear: Ea
     await exchange.publish(question, "worker.w1.ping")
     named = await room.collect(room.names.reply, "all.my-answers")
     await say(room, "all.ping", reply_to="my-answers", correlation_id="q2")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         first, second = await answers.get(), await named.get()
     assert (json.loads(first.body), first.correlation_id) == ({"obeyed": "ping"}, "q1")
     assert (json.loads(second.body), second.correlation_id) == ({"obeyed": "ping"}, "q2")

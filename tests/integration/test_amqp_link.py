@@ -22,7 +22,8 @@ from runner.errors import ConfigError
 
 pytestmark = pytest.mark.broker
 
-QUICK = timedelta(seconds=1)
+QUICK, CALM = timedelta(seconds=1), timedelta(seconds=10)
+"""Heartbeats: so that silence is noticed soon, and so that none is noticed where there is none."""
 
 
 class Ear:
@@ -51,6 +52,11 @@ class Ear:
                 continue
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "PAUSE_LONGEST", 1.0)
+
+
 @pytest.fixture(scope="module")
 async def connection(broker: Endpoint) -> AsyncIterator[AbstractConnection]:
     async with await aio_pika.connect(broker.url) as opened:
@@ -76,8 +82,8 @@ async def wire(broker: Endpoint) -> AsyncIterator[Proxy]:
 
 
 @asynccontextmanager
-async def linked(url: str | list[str], ear: Ear) -> AsyncIterator[Link]:
-    carrier = link(url, ear.use, counts=Counts(), heartbeat=QUICK)
+async def linked(url: str | list[str], ear: Ear, heartbeat: timedelta = CALM) -> AsyncIterator[Link]:
+    carrier = link(url, ear.use, counts=Counts(), heartbeat=heartbeat)
     async with up(carrier):
         await eventually(lambda: ear.sessions >= 1, "somebody listens")
         yield carrier
@@ -89,11 +95,17 @@ async def hears(ear: Ear, channel: AbstractChannel, body: bytes = b"hello") -> N
     await ear.says(body)
 
 
+async def listens(ear: Ear, sessions: int) -> None:
+    """It may hear something before it knows that its session has begun."""
+    await eventually(lambda: ear.sessions >= sessions, "it listens")
+
+
 async def test_a_cut_is_mended_again_and_again(ear: Ear, wire: Proxy, channel: AbstractChannel) -> None:
     async with linked(wire.url, ear) as carrier:
         for number in range(4):
             await wire.cut()
             await hears(ear, channel, b"%d" % number)
+            await listens(ear, number + 2)
         assert carrier.up
         assert carrier.fault is None
         assert ear.sessions == 5
@@ -114,10 +126,10 @@ async def test_a_broker_that_says_nothing_is_noticed(
     ear: Ear, wire: Proxy, channel: AbstractChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "_PROBE_TIMEOUT", 0.5)
-    monkeypatch.setattr(link_module, "_CONNECT_TIMEOUT", 0.5)
-    async with linked(wire.url, ear) as carrier:
+    monkeypatch.setattr(link_module, "_CONNECT_TIMEOUT", 2.0)
+    async with linked(wire.url, ear, QUICK) as carrier:
         wire.black_hole()
-        await eventually(lambda: not carrier.up, "the silence is known", timeout=6)
+        await eventually(lambda: not carrier.up, "the silence is known")
         await asyncio.sleep(1)
         assert not carrier.up, "one that takes connections and says nothing is not there"
         wire.heal()
@@ -129,9 +141,9 @@ async def test_one_way_is_not_enough(
     ear: Ear, wire: Proxy, monkeypatch: pytest.MonkeyPatch, *, to_service: bool
 ) -> None:
     monkeypatch.setattr(link_module, "_PROBE_TIMEOUT", 0.5)
-    async with linked(wire.url, ear) as carrier:
+    async with linked(wire.url, ear, QUICK) as carrier:
         wire.black_hole(to_service=to_service, to_client=not to_service)
-        await eventually(lambda: not carrier.up, "the silence is known", timeout=6)
+        await eventually(lambda: not carrier.up, "the silence is known")
         wire.heal()
         await eventually(lambda: carrier.up, "it is mended")
 
@@ -173,6 +185,7 @@ async def test_a_fault_on_a_channel_is_mended(ear: Ear, wire: Proxy, channel: Ab
         with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
             await ear.channel.declare_queue(f"no-{ear.queue}", passive=True)
         await hears(ear, channel)
+        await listens(ear, 2)
         assert ear.sessions == 2
 
 
@@ -181,7 +194,7 @@ async def test_a_queue_that_is_deleted_and_made_again_is_listened_to(
 ) -> None:
     async with linked(wire.url, ear):
         await channel.queue_delete(ear.queue)
-        await eventually(lambda: ear.sessions == 2, "it listens again")
+        await listens(ear, 2)
         await hears(ear, channel)
 
 
@@ -219,7 +232,7 @@ async def test_a_link_can_be_ended_at_any_moment(ear: Ear, wire: Proxy, steps: i
         await asyncio.sleep(0.001)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 30)
     await eventually(lambda: wire.connections == 0, "the connection is closed")
 
 
@@ -238,7 +251,8 @@ async def test_a_name_can_be_taken_by_one_daemon_only(
 
     async with up(link(broker.url, stay, enter=lock.take)):
         with pytest.raises(ConfigError, match=r"^worker\.name: another worker is called w1"):
-            await asyncio.wait_for(link(broker.url, stay, enter=lock.take).run(), 20)
+            await asyncio.wait_for(link(broker.url, stay, enter=lock.take).run(), 60)
+        monkeypatch.setattr(namelock, "_PATIENCE", 60.0)  # a connection may take a while to go
         other = NameLock(names=Names(namespace), worker="w2")
         async with up(link(broker.url, stay, enter=other.take)):
             pass

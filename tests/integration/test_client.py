@@ -128,7 +128,8 @@ async def test_what_a_job_that_is_over_leaves_in_the_broker_is_cleared_away(
     await worker.take()
     await worker.log(batch(job.id, 1, [("out", "hi\n")], end=True))
     await worker.tell(finished(job.id))
-    await job.result()
+    assert await written(job) == [(Stream.OUT, "hi\n")]
+    assert (await job.result()).succeeded
     with monkeypatch.context() as patch:
         patch.setattr(aiormq.Channel, "queue_unbind", fail)
         await client.follow("default", "second")

@@ -110,7 +110,7 @@ async def test_a_disk_that_hangs_holds_up_nobody_but_those_who_wait_for_it(tmp_p
         began = time.monotonic()
         database.run_soon("INSERT INTO notes VALUES ('soon')")
         await asyncio.sleep(0)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4  # whoever waited for the lock would do so for 5 s
         assert not waiting.done()
         other.rollback()
         other.close()

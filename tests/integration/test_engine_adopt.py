@@ -86,7 +86,7 @@ async def test_a_job_goes_on_where_it_was(earlier: House, house: House) -> None:
     waiting = asyncio.create_task(container.wait())
     await house.heard(b"before\n")
     let_go(house, attempt)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await waiting
     assert (end.code, end.lost, end.output, end.complete) == (3, None, b"1\n", True)
     assert end.usage.memory_peak_bytes is not None
@@ -102,7 +102,7 @@ async def test_one_that_says_nothing_is_known_to_have_started(earlier: House, ho
     container = await adopt(house, attempt)
     assert container.ended is None
     let_go(house, attempt)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await container.wait()
     assert (end.code, end.complete, bytes(house.out)) == (0, True, b"quiet")
     await house.engine.discard(attempt)
@@ -145,7 +145,7 @@ async def test_a_wait_that_was_cancelled_goes_on(earlier: House, house: House) -
             async with asyncio.timeout(0.1):
                 await container.wait()
     let_go(house, attempt)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await container.wait()
     assert (end.code, end.complete, bytes(house.out)) == (0, True, b"up\ndown\n")
     await house.engine.discard(attempt)
@@ -159,7 +159,7 @@ async def test_an_adopted_job_can_be_ended(earlier: House, house: House) -> None
     await container.terminate()
     await house.heard(b"no")
     await container.kill()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await waiting
     assert (end.signal, end.lost, end.complete) == (9, None, True)
     await house.engine.discard(stubborn)
@@ -171,7 +171,7 @@ async def test_what_is_discarded_while_it_runs_is_lost(earlier: House, house: Ho
     container = await adopt(house, attempt)
     waiting = asyncio.create_task(container.wait())
     await house.engine.discard(attempt)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert (await waiting).lost == "its container was removed from outside"
 
 
@@ -263,7 +263,7 @@ async def test_a_job_that_the_engine_may_have_ended_is_lost(earlier: House, hous
     assert (end.signal, end.lost) == (None, "the engine stopped, and the job with it")
     container = await adopt(house, seen)
     let_go(house, seen)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await container.wait()
     assert (end.signal, end.lost) == (9, None)
     await house.engine.discard(seen)
@@ -301,7 +301,7 @@ async def test_what_is_kept_is_removed_when_nobody_wants_it_any_more(earlier: Ho
     assert await house.names() == {attempt.container_name}
     assert house.folders() == {attempt.claim}
     house.engine.drop(attempt.container_name)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while house.engine.names():
             await house.client.wait(attempt.container_name)
     assert await house.names() == set()

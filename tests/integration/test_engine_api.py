@@ -108,7 +108,7 @@ async def test_nor_is_one_that_nobody_used_for_long(tmp_path: Path, monkeypatch:
 
 
 async def test_of_many_only_a_few_are_kept(tmp_path: Path) -> None:
-    async with told(tmp_path, [VERSION, GONE], *([GONE, DONE],) * 20) as (client, _):
+    async with told(tmp_path, [VERSION, GONE], *([GONE, GONE],) * 20) as (client, _):
         assert await client.inspect("first") is None
         await asyncio.gather(*(client.inspect(f"c{number}") for number in range(20)))
         assert len(client.api._idle) <= api_module._IDLE_MOST

@@ -27,7 +27,7 @@ def open_files(engine: Engine) -> int:
 
 async def settled_files(engine: Engine, most: int) -> int:
     """How many descriptors dockerd has, once they are few enough or have had their time."""
-    for _ in range(100):
+    for _ in range(300):
         if open_files(engine) <= most:
             break
         await asyncio.sleep(0.1)

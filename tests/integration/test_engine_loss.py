@@ -130,7 +130,7 @@ async def test_a_launch_without_an_engine(tmp_path: Path, namespace: str, busybo
         with pytest.raises(EngineUnfit):
             await house.launch(attempt)
         assert house.log.failures["create", "connection"] == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await house.engine.discard(attempt)  # there is nothing of it, and no engine to ask
         assert house.folders() == house.engine.names() == set()
         with pytest.raises(EngineGone):
@@ -149,13 +149,14 @@ async def test_an_engine_that_hangs_is_gone_until_it_goes_on(tmp_path: Path, nam
         with pytest.raises(EngineGone):
             await container.terminate()
         discard = asyncio.create_task(house.engine.discard(attempt))
-        await asyncio.wait({discard}, timeout=2)
+        async with asyncio.timeout(30):
+            while not house.log.cleanups_failed:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.02)
         assert not discard.done()
         await engine.resume()
         async with asyncio.timeout(30):
             await discard
         assert await house.names() == set()
-        assert house.log.cleanups_failed >= 1
         assert house.log.failures["ping", "timeout"] == 1
 
 
@@ -165,7 +166,7 @@ async def test_a_first_process_killed_from_outside_is_a_signal_and_no_loss(house
     waiting = asyncio.create_task(container.wait())
     await house.heard(b"up")
     await house.client.signal(container.id, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await waiting
     assert (end.signal, end.lost, end.complete, bytes(house.out)) == (9, None, False, b"up\n")
     await house.engine.discard(attempt)
@@ -177,7 +178,7 @@ async def test_a_job_that_somebody_stops_while_the_engine_stays_up_ended_as_it_d
     waiting = asyncio.create_task(container.wait())
     await house.heard(b"up")
     await house.client.signal(container.id, signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         end = await waiting
     assert (end.code, end.lost, bytes(house.out)) == (0, None, b"up\nsaved\n")
     await house.engine.discard(attempt)
@@ -188,7 +189,7 @@ async def test_a_container_removed_from_outside_is_lost(house: House) -> None:
     container = await house.launch(attempt)
     waiting = asyncio.create_task(container.wait())
     await house.client.delete(container.id)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert (await waiting).lost == "its container was removed from outside"
     await house.engine.discard(attempt)
 
@@ -222,7 +223,7 @@ async def test_a_container_that_cannot_be_removed_holds_up_no_other(house: House
         for shim in shims:
             await stop_shim(shim)
         discards = [asyncio.create_task(house.engine.discard(attempt)) for attempt in stuck]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert (await house.run("true")).code == 0
         assert not any(discard.done() for discard in discards)
         assert house.engine.names() == {attempt.container_name for attempt in stuck}

@@ -83,7 +83,7 @@ async def test_a_container_that_somebody_else_removed_is_counted_out(house: Hous
     container = await house.launch(attempt)
     waiting = asyncio.create_task(container.wait())
     await house.client.delete(attempt.container_name)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert (await waiting).lost == "its container was removed from outside"
     await house.engine.discard(attempt)
     assert (house.log.created, house.log.removed) == (1, 1)

@@ -12,6 +12,7 @@ import pytest
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
+from runner import warmth
 from runner.adapters.docker import container as running
 from runner.adapters.docker import launch as launching
 from runner.adapters.docker import rush as rushing
@@ -188,7 +189,10 @@ async def test_another_revision_starts_cold_and_what_waits_for_the_old_one_goes(
         assert len(await house.names()) == 1
 
 
-async def test_a_container_that_ends_while_it_waits_is_replaced(house: House, engine: Endpoint) -> None:
+async def test_a_container_that_ends_while_it_waits_is_replaced(
+    house: House, engine: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmth, "_FIRST_PAUSE", 0.01)  # it may end so soon that its kind is held back
     async with keeping(house, 1):
         [name] = house.engine.warm.names()
         async with aiodocker.Docker(url=engine.url) as docker:
@@ -200,7 +204,11 @@ async def test_a_container_that_ends_while_it_waits_is_replaced(house: House, en
         assert await house.names() == house.engine.warm.names()
 
 
-async def test_a_kind_that_cannot_be_started_keeps_no_other_from_being_ready(house: House) -> None:
+async def test_a_kind_that_cannot_be_started_keeps_no_other_from_being_ready(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmth, "_FIRST_PAUSE", 3600.0)  # this machine may be slow
+    monkeypatch.setattr(warmth, "_LONGEST_PAUSE", 3600.0)
     broken = replace(stack_of(house), name="broken", runtime="no-such-runtime")
     standing = [
         Standing(stack=broken, limits=LIMITS, count=5),
@@ -232,10 +240,11 @@ async def test_what_was_expected_and_never_launched_leaves_nothing(house: House)
 
 async def test_a_container_that_is_removed_in_the_very_moment_costs_the_job_nothing(house: House) -> None:
     async with keeping(house, 1):
-        [name] = house.engine.warm.names()
         attempt = attempt_of(house, "true")
-        await house.client.delete(name)
-        container = await launch(house, attempt)
+        waited = house.engine.expect(attempt.container_name, attempt.plan)  # else another may be ready in its place
+        assert waited is not None
+        await house.client.delete(waited)
+        container = await house.launch(attempt)
         assert (await container.wait()).code == 0
         assert not container.warm
         await house.engine.discard(attempt)

@@ -24,7 +24,7 @@ from runner.job import JobKey, Json
 pytestmark = pytest.mark.broker
 
 KEY = JobKey(tenant="acme", id="one")
-WAIT = 20.0
+WAIT = 30.0
 
 
 class FakeKnowledge:
@@ -153,6 +153,7 @@ async def test_who_knows_a_job_says_so_and_nobody_else(
 
 async def test_nobody_answers_for_a_job_that_nobody_knows(asker: Asker, worker: FakeKnowledge) -> None:
     assert await find(asker, KEY, 0.3, everyone=False) == []
+    await eventually(lambda: _heard(worker), "the question has arrived")
     assert worker.asked == [("about", KEY)]
 
 
@@ -160,6 +161,7 @@ async def test_the_tenant_is_the_keys_word(asker: Asker, worker: FakeKnowledge) 
     worker.jobs[KEY] = known("running")
     asked = {"tenant": "acme", "id": "one", "log": False}
     assert await asker.collect("job.other.one.find", asked, wait=0.3) == []
+    await eventually(lambda: _heard(worker), "the question has arrived")
     assert worker.asked == [("about", JobKey(tenant="other", id="one"))]
 
 
@@ -171,6 +173,24 @@ async def test_a_key_that_names_no_job_is_not_answered(asker: Asker, worker: Fak
     assert worker.asked == []
 
 
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks waits until both workers have answered, and no longer; unless it has enough before."""
+    really = Asker.collect
+
+    async def collect(asker: Asker, key: str, asked: Any = None, **more: Any) -> Any:
+        enough, heard = more.get("enough", lambda _: False), set[str]()
+
+        def over(answer: Any) -> bool:
+            heard.add(answer["worker"])
+            return enough(answer) or len(heard) == 2
+
+        return await really(asker, key, asked, wait=WAIT, enough=over)
+
+    monkeypatch.setattr(Asker, "collect", collect)
+
+
+@pytest.mark.usefixtures("both")
 async def test_who_has_the_job_knows_better_than_who_had_it(
     asker: Asker, worker: FakeKnowledge, other: FakeKnowledge
 ) -> None:
@@ -180,6 +200,7 @@ async def test_who_has_the_job_knows_better_than_who_had_it(
         assert [one.state for one in found] == [states[1], states[0]]
 
 
+@pytest.mark.usefixtures("both")
 async def test_of_two_that_know_alike_the_later_comes_first(
     asker: Asker, worker: FakeKnowledge, other: FakeKnowledge
 ) -> None:
@@ -197,6 +218,7 @@ async def test_a_log_comes_in_parts_and_whole(asker: Asker, worker: FakeKnowledg
     assert 0 < len(parts[-1]) <= PART_MAX
 
 
+@pytest.mark.usefixtures("both")
 async def test_the_log_of_all_attempts_is_put_together_from_all_workers(
     asker: Asker, worker: FakeKnowledge, other: FakeKnowledge
 ) -> None:
@@ -211,6 +233,7 @@ async def test_the_log_of_all_attempts_is_put_together_from_all_workers(
 async def test_a_worker_that_stops_answering_is_given_up(asker: Asker, worker: FakeKnowledge) -> None:
     with pytest.raises(BrokerError, match="no worker went on answering"):
         await anext(asker.parts("job.acme.one.find", {"log": True}, patience=0.3))
+    await eventually(lambda: _heard(worker), "the question has arrived")
     assert worker.asked == [("log", KEY, None)]
 
 
@@ -294,6 +317,7 @@ async def _same(worker: FakeKnowledge) -> bool:
     return 0 < worker.given == before
 
 
+@pytest.mark.usefixtures("both")
 async def test_the_jobs_of_all_workers_are_one_list(asker: Asker, worker: FakeKnowledge, other: FakeKnowledge) -> None:
     def told(state: str, second: int) -> dict[str, Json]:
         return {"state": state, "updated": f"2030-01-01T00:00:{second:02d}+00:00"}
@@ -330,12 +354,12 @@ async def test_a_connection_that_is_lost_ends_the_wait(broker: Endpoint, names: 
 
         async def asking() -> None:
             with pytest.raises(BrokerError, match="lost"):
-                await asker.collect("job.acme.one.find", wait=WAIT)
+                await asker.collect("job.acme.one.find", wait=2 * WAIT)
 
         waiting = tasks.create_task(asking())
         await eventually(lambda: _heard(worker), "the question has arrived")
         await connection.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT):
             await waiting
 
 

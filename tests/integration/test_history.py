@@ -90,8 +90,8 @@ def batch(number: int, text: str, *, start: int, claim: str = "c1", key: JobKey 
 
 
 async def written(history: History) -> None:
-    async with asyncio.timeout(20):
-        await history.written(20)
+    async with asyncio.timeout(60):
+        await history.written(60)
 
 
 async def log_of(history: History, claim: str = "c1") -> list[bytes]:

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -895,14 +896,16 @@ def test_what_the_init_says_is_text_that_ends_its_line(binary: Path) -> None:
 
 def test_the_counters_of_this_machine(binary: Path) -> None:
     burn = "import time\nwhile time.process_time() < 0.2: pass"
+    began = time.monotonic()
     report = run(binary, describe(python(burn))).told
+    most = (time.monotonic() - began) * (os.cpu_count() or 1) + 1  # of this machine, whoever else is busy on it
     has_cpu = any((CGROUP / name).exists() for name in ("cpu.stat", "cpuacct/cpuacct.usage"))
     has_memory = any((CGROUP / name).exists() for name in ("memory.peak", "memory/memory.max_usage_in_bytes"))
     has_oom = any((CGROUP / name).exists() for name in ("memory.events", "memory/memory.oom_control"))
     assert (report.cpu_seconds is not None) == has_cpu
     assert (report.memory_peak_bytes is not None) == has_memory
     assert (report.oom_kills is not None) == has_oom
-    assert report.cpu_seconds is None or 0.2 <= report.cpu_seconds < 60
+    assert report.cpu_seconds is None or 0.2 <= report.cpu_seconds < most
     assert report.memory_peak_bytes is None or report.memory_peak_bytes > 1 << 20
 
 

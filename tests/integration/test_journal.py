@@ -146,7 +146,7 @@ async def test_nothing_is_lost_when_the_daemon_is_killed_in_the_middle_of_writin
     claimed: set[str] = set()
     finished: set[str] = set()
     for life, lines in enumerate((50, 131, 212)):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             for line in await lines_until_killed(state_dir, f"life{life}", lines):
                 word, claim = line.split()
                 (claimed if word == "claimed" else finished).add(claim)
@@ -311,7 +311,7 @@ async def test_the_lock_dies_with_its_holder(state_dir: Path) -> None:
     try:
         if holder.stdout is None:
             raise AssertionError
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await holder.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match=f"process {holder.pid}"), WorkerLock(state_dir).hold():
             pass

@@ -17,6 +17,8 @@ from runner.errors import HostError
 
 BRIDGE, LISTED = "runner0", "runner0-1"
 PUBLIC, OTHER, NAMES, FOREIGN = "203.0.113.9", "203.0.113.10", "198.51.100.53", "198.51.100.54"
+LONG, BRIEFLY = 30.0, 0.8
+"""Seconds to wait for what is to arrive, and for what is not."""
 METADATA, PRIVATE, HOST = "169.254.169.254", "192.168.7.7", "10.77.0.1"
 WIDE = Segment(bridge=BRIDGE, subnet=IPv4Network("10.77.0.0/24"))
 NARROW = Segment(
@@ -99,19 +101,19 @@ class Site:
     def apply(self, rules: Rules) -> None:
         run("ip", "netns", "exec", self.names["host"], "nft", "-f", "-", stdin=rules.script())
 
-    def reaches(self, who: str, address: str, port: int, listens: str) -> bool:
+    def reaches(self, who: str, address: str, port: int, listens: str, *, wait: float = LONG) -> bool:
         """Whether a TCP connection of `who` is made to somebody who listens there."""
         with closing(self._socket(listens)) as server, closing(self._socket(who)) as client:
             server.bind(("0.0.0.0", port))
             server.listen()
-            client.settimeout(0.8)
+            client.settimeout(wait)
             try:
                 client.connect((address, port))
             except OSError:
                 return False
             return client.getsockopt(SOL_SOCKET, SO_ERROR) == 0
 
-    def hears(self, who: str, address: str, listens: str) -> bool:
+    def hears(self, who: str, address: str, listens: str, *, wait: float = LONG) -> bool:
         """Whether a datagram of `who` arrives."""
         family, everywhere = (AF_INET6, "::") if ":" in address else (AF_INET, "0.0.0.0")
         with (
@@ -119,7 +121,7 @@ class Site:
             closing(self._socket(who, family, SOCK_DGRAM)) as client,
         ):
             server.bind((everywhere, 9999))
-            server.settimeout(0.8)
+            server.settimeout(wait)
             try:
                 client.sendto(b"hello", (address, 9999))
                 return server.recv(64) == b"hello"
@@ -190,7 +192,7 @@ def test_a_job_reaches_what_it_may_and_nothing_else(site: Site, case: tuple[str,
     who, address, port, listens, reached = case
     site.apply(RULES)
 
-    assert site.reaches(who, address, port, listens) is reached
+    assert site.reaches(who, address, port, listens, wait=LONG if reached else BRIEFLY) is reached
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_no_datagram_passes_either(site: Site, address: str, listens: str) -> No
 
     site.apply(RULES)
 
-    assert not site.hears("a", address, listens)
+    assert not site.hears("a", address, listens, wait=BRIEFLY)
 
 
 def test_a_datagram_to_a_public_address_passes(site: Site) -> None:
@@ -233,7 +235,7 @@ def test_a_job_does_not_even_learn_that_a_neighbour_is_there(site: Site) -> None
     site.apply(RULES)
     site.forget_neighbours("a")
 
-    assert not site.reaches("a", "10.77.0.3", 80, "b")
+    assert not site.reaches("a", "10.77.0.3", 80, "b", wait=BRIEFLY)
     assert "lladdr" not in site.neighbour("a", "10.77.0.3")
 
 
@@ -246,7 +248,7 @@ def test_a_neighbour_whose_hardware_address_is_known_is_not_reached(site: Site) 
 
         site.apply(RULES)
 
-        assert not site.reaches("a", "10.77.0.3", 80, "b")
+        assert not site.reaches("a", "10.77.0.3", 80, "b", wait=BRIEFLY)
     finally:
         run("ip", "-n", site.names["a"], "neighbour", "delete", "10.77.0.3", "dev", "eth0")
 
@@ -256,14 +258,14 @@ def test_an_opened_private_range_is_reached_and_another_one_is_not(site: Site) -
     site.apply(Rules(table=opened.table, segments=(WIDE,), private=opened.private, isolation=Isolation.ADDRESS))
 
     assert site.reaches("a", PRIVATE, 80, "out")
-    assert not site.reaches("a", "10.77.1.2", 80, "c")
+    assert not site.reaches("a", "10.77.1.2", 80, "c", wait=BRIEFLY)
 
 
 def test_a_job_cannot_fill_the_table_of_connections(site: Site) -> None:
     site.apply(Rules(table=RULES.table, segments=(WIDE,), connections=1, isolation=Isolation.ADDRESS))
     try:
         assert site.hears("a", PUBLIC, "out")
-        assert not site.hears("a", OTHER, "out")
+        assert not site.hears("a", OTHER, "out", wait=BRIEFLY)
         assert site.hears("b", OTHER, "out")
     finally:
         site.remove(RULES)

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -33,12 +34,13 @@ from runner.ports import Unpacked
 from runner.sources import parse_source
 
 ARCHIVE = tar_of({"main.sh": "echo hi"}, executable=["main.sh"])
-SHORT = Patience(
-    connect=timedelta(seconds=1),
-    silence=timedelta(milliseconds=200),
-    total=timedelta(seconds=5),
+LONG = Patience(
+    connect=timedelta(seconds=30),
+    silence=timedelta(seconds=30),
+    total=timedelta(seconds=60),
     pauses=(timedelta(milliseconds=1),),
 )
+"""Of what a test does not wait for."""
 
 
 class Counts:
@@ -89,7 +91,7 @@ def opened(tmp_path: Path) -> Open:
     async def open_house(*sources: str, claims: tuple[str, ...] = (), **more: Any) -> AsyncIterator[House]:
         counts, folder = Counts(), tmp_path / "code"
         settings: dict[str, Any] = {"private": (), "max_bytes": 1 << 20, "cache_bytes": 1 << 20, "reserve": 0}
-        settings |= {"patience": SHORT, **more}
+        settings |= {"patience": LONG, **more}
         allowed = tuple(parse_source(source) for source in sources)
         async with open_packages(folder=folder, sources=allowed, observer=counts, **settings) as store:
             await store.load(claims)
@@ -189,7 +191,7 @@ async def test_what_nobody_waits_for_any_more_is_given_up(opened: Open, server: 
         hold = tasks.create_task(house.store.hold("c1", linked(f"{server.url}/ok/app.tgz")))
         await until(lambda: server.asked["/ok/app.tgz"])
         hold.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await server.left.wait()
         await until(lambda: not house.work)
         server.open.set()
@@ -293,7 +295,7 @@ async def test_a_name_server_that_hangs_has_no_more_time_than_a_server(
 
     monkeypatch.setattr("aiohttp.resolver.ThreadedResolver.resolve", hang)
     patience = Patience(connect=timedelta(milliseconds=100), pauses=())
-    async with opened("https://ok.example/", patience=patience) as house, asyncio.timeout(10):
+    async with opened("https://ok.example/", patience=patience) as house, asyncio.timeout(30):
         reason = await passed_on(house.store.hold("c1", linked("https://ok.example/app.tgz?token=secret")))
         assert reason.endswith("cannot be fetched: its server did not answer in time")
 
@@ -303,7 +305,8 @@ async def test_what_may_go_better_next_time_is_tried_again_and_passed_on(
     opened: Open, server: PackageServer, path: str
 ) -> None:
     server.handlers[f"/ok/{path}"] = {"cut": cut, "stuck": stuck}.get(path, says)
-    async with opened(f"{server.url}/ok/") as house:
+    patience = replace(LONG, silence=timedelta(seconds=1)) if path == "stuck" else LONG
+    async with opened(f"{server.url}/ok/", patience=patience) as house:
         reason = await passed_on(house.store.hold("c1", linked(f"{server.url}/ok/{path}")))
         assert reason.startswith(f"the code at {server.url}/ok/{path} cannot be fetched: ")
         assert server.asked[f"/ok/{path}"] == 2
@@ -604,7 +607,7 @@ async def test_the_time_to_unpack_begins_when_it_does(opened: Open, monkeypatch:
 
     def slow(*arguments: Any, **more: Any) -> Extent:
         began.append(arguments)
-        free.wait(20)
+        free.wait(60)
         return unpack(*arguments, **more)
 
     monkeypatch.setattr("runner.adapters.packages.store.unpack", slow)
@@ -627,10 +630,10 @@ async def test_a_folder_that_hangs_does_not_hold_up_the_others(
     opened: Open, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = threading.Event()
-    monkeypatch.setattr(fetch, "copy", lambda *_: answers.wait(20))
+    monkeypatch.setattr(fetch, "copy", lambda *_: answers.wait(60))
     monkeypatch.setattr(threads, "_PARTING", timedelta(milliseconds=10))
     patience = Patience(total=timedelta(milliseconds=200))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with opened(f"file://{shelf}/", patience=patience) as house:
             urls = [f"file://{shelf}/{number}" for number in range(4)]
             told = await asyncio.gather(*(passed_on(house.store.hold(url[-1], linked(url))) for url in urls))

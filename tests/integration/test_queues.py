@@ -101,7 +101,7 @@ async def test_only_its_tenant_hears_of_a_job(desk: Desk) -> None:
 
 
 async def test_a_job_that_runs_is_shown_from_its_first_line_to_its_last(desk: Desk) -> None:
-    job = await desk.acme.submit(sh(f"echo first; {HOLD}; echo last"), limits={"timeout": "20s"})
+    job = await desk.acme.submit(sh(f"echo first; {HOLD}; echo last"), limits={"timeout": "5m"})
     await job.wrote("first\n")
     (record,) = await desk.told("status", job.id)
     assert (record["state"], record["event"]) == ("running", "started")
@@ -161,7 +161,8 @@ async def test_a_paused_worker_is_why_jobs_wait(desk: Desk) -> None:
     await desk.command("pause")
 
     async def paused() -> bool:
-        return [worker["state"] for worker in await desk.told("workers")] == ["paused"]
+        states = [worker["state"] for worker in await desk.told("workers")]
+        return states == ["paused"] and (await desk.queue("q.default.normal"))["consumers"] == 0
 
     await eventually(paused, "the worker is paused")
     job = await desk.acme.submit(sh("true"))
@@ -223,6 +224,11 @@ async def test_what_was_told_survives_the_daemons_death(
         async with site.daemon() as second, open_submitter(site.broker, site.ns) as acme:
             await second.ready()
             desk = Desk(site=site, daemon=second, acme=acme)
+
+            async def known() -> bool:
+                return job.id in [one["id"] for one in await desk.told("jobs", "--state", "finished")]
+
+            await eventually(known, "what the first life may not have written is told again", 60)
             (record,) = await desk.told("status", job.id)
             assert record | job.result == record
             assert await desk.ask("logs", job.id) == "kept\n"

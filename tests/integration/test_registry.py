@@ -29,7 +29,7 @@ from runner.stacks.revisions import Pointer, State
 
 pytestmark = pytest.mark.engine
 
-QUICK = Pulling(limits=PullLimits(total=timedelta(seconds=20), idle=timedelta(seconds=1)), attempts=1)
+ONCE = Pulling(limits=PullLimits(total=timedelta(seconds=120), idle=timedelta(seconds=60)), attempts=1)
 PASSWORD = "correct horse"  # noqa: S105 - of the test's own registry
 SMOKE = 'smoke = ["cat", "/version"]\n'
 
@@ -51,8 +51,8 @@ class House:
     async def pull(self, **environment: str) -> list[Admitted]:
         return [admitted async for admitted in pull_stacks(self.settings(**environment), (), print)]
 
-    async def fill(self, pulling: Pulling = QUICK) -> dict[str, Admitted | RunnerError]:
-        """What becomes of each stack, with limits that a test can wait for."""
+    async def fill(self, pulling: Pulling = ONCE) -> dict[str, Admitted | RunnerError]:
+        """What becomes of each stack when its image is pulled once."""
         async with open_stock(self.settings()) as stock:
             registry = Registry(stock=stock, say=print, pulling=pulling)
             found: dict[str, Admitted | RunnerError] = {}
@@ -160,9 +160,10 @@ async def test_a_blob_that_stalls_is_given_up(house: House) -> None:
     digest, layer = house.registry.put(f"one {stack}")
     house.registry.stalled.add(layer)
     house.write(stack, digest)
-    error = (await house.fill())[stack]
+    limits = PullLimits(total=timedelta(seconds=120), idle=timedelta(seconds=2))
+    error = (await house.fill(Pulling(limits=limits, attempts=1)))[stack]
     assert isinstance(error, PullError)
-    assert "nothing came for 1 s" in str(error)
+    assert "nothing came for 2 s" in str(error)
     house.registry.stalled.clear()
     assert isinstance((await house.fill())[stack], Admitted)
     assert house.registry.asked[layer] == 2
@@ -173,7 +174,7 @@ async def test_the_total_limit_ends_a_pull_that_always_says_something(house: Hou
     digest, layer = house.registry.put(f"one {stack}")
     house.registry.stalled.add(layer)
     house.write(stack, digest)
-    limits = PullLimits(total=timedelta(seconds=0.5), idle=timedelta(seconds=20))
+    limits = PullLimits(total=timedelta(seconds=0.5), idle=timedelta(seconds=60))
     error = (await house.fill(Pulling(limits=limits, attempts=1)))[stack]
     assert isinstance(error, PullError)
     assert "not there after 0.5 s" in str(error)

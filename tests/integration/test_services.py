@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 
 import aio_pika
 import aiodocker
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
 
 @asynccontextmanager
-async def connected(url: str, timeout: float = 5) -> AsyncIterator[aio_pika.Connection]:
+async def connected(url: str, timeout: float = 30) -> AsyncIterator[aio_pika.Connection]:
     # Unlike `aio_pika.connect`, this closes a connection that failed.
     connection = aio_pika.Connection(make_url(url))
     try:
@@ -29,7 +30,7 @@ async def connected(url: str, timeout: float = 5) -> AsyncIterator[aio_pika.Conn
         await connection.close()
 
 
-async def connects(url: str, timeout: float = 5) -> bool:
+async def connects(url: str, timeout: float = 30) -> bool:
     async with connected(url, timeout):
         return True
 
@@ -40,7 +41,7 @@ async def echo_through(url: str, queue_name: str, body: bytes) -> bytes:
         queue = await channel.declare_queue(queue_name, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await channel.default_exchange.publish(message, routing_key=queue_name)
-        received = await queue.get(timeout=5)
+        received = await queue.get(timeout=30)
         await received.ack()
         await queue.delete()
         return received.body
@@ -131,7 +132,7 @@ async def test_a_paused_engine_hangs_and_goes_on(tmp_path: Path) -> None:
             async with asyncio.timeout(0.5):
                 await docker.version()
         await engine.resume()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await docker.version()
 
 
@@ -154,7 +155,7 @@ async def test_stopping_a_killed_engine_leaves_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def foreign_chain() -> Iterator[str]:
     """A chain as another engine has it, with a rule in it."""
-    chain = "RUNNER-TEST-FOREIGN"
+    chain = f"RUNNER-TEST-{token_hex(4)}"
     output_of("iptables", "-w", "-N", chain)
     output_of("iptables", "-w", "-A", chain, "-s", "192.0.2.1", "-j", "ACCEPT")
     yield chain

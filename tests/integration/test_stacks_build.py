@@ -13,7 +13,7 @@ from tests.services import Endpoint
 from runner.adapters.docker.images import Images, open_images
 from runner.errors import ConfigError, EngineGone
 from runner.job import StackRef
-from runner.stacks.build import build
+from runner.stacks.build import build, revision_of
 from runner.stacks.catalog import Catalog
 from runner.stacks.context import pack, prepare
 from runner.stacks.images import BuildError
@@ -123,12 +123,15 @@ async def test_a_new_base_is_a_new_revision(
 async def test_a_user_that_the_image_lacks_is_refused_and_nothing_is_left(
     folder: Path, images: Images, engine: Endpoint
 ) -> None:
+    plain = (await build(folder, images, print)).image
     (folder / "stack.toml").write_text('user = "somebody"')
     with pytest.raises(BuildError, match='no user "somebody" in /etc/passwd'):
         await build(folder, images, print)
     assert await tags(engine, folder.name) == {}
     async with aiodocker.Docker(url=engine.url) as docker:
-        left = await docker.containers.list(all=True, filters={"name": ["runner-build-"]})
+        left = await docker.containers.list(
+            all=True, filters={"name": [f"runner-build-{revision_of(plain, 'somebody')}"]}
+        )
     assert left == []
 
 
@@ -155,7 +158,7 @@ async def test_a_prepare_that_fails_ends_the_build_and_its_words_are_shown(folde
 async def test_a_prepare_ends_with_the_build(folder: Path, tmp_path: Path) -> None:
     (folder / "prepare").write_text("#!/bin/sh\necho $$\nexec sleep 600\n")
     pid: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         task = asyncio.ensure_future(prepare(folder, tmp_path, lambda line: pid.set_result(int(line))))
         await pid
         task.cancel()

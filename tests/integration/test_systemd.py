@@ -30,7 +30,7 @@ def manager_socket(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[t
 
 
 async def next_message(listening: socket.socket) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return (await asyncio.get_running_loop().sock_recv(listening, 4096)).decode()
 
 
@@ -59,7 +59,7 @@ async def test_the_watchdog_is_fed_until_the_end_and_no_longer(manager_socket: t
 
     assert heard == ["WATCHDOG=1"] * 5
     assert took >= 0.15  # every 50 ms, the first one at once
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() <= before
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Office:
         task = asyncio.create_task(self.debts.pay(self.send, self.heard))
         try:
             yield
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await task
         finally:
             task.cancel()

@@ -132,7 +132,7 @@ async def test_after_a_miss_it_looks_again_soon_though_the_network_still_counts(
     world.answer = SILENT
     running = asyncio.create_task(world.watch.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(probes) < 4:
                 world.probed.clear()
                 await world.probed.wait()
@@ -163,7 +163,7 @@ async def test_a_probe_that_the_engines_return_fell_into_counts_for_nothing(worl
 async def test_it_looks_again_when_the_engine_is_back(world: World) -> None:
     running = asyncio.create_task(world.watch.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await world.probed.wait()
             world.probed.clear()
             world.watch.engine_returned()

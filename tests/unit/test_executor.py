@@ -109,7 +109,7 @@ class House:
     async def run(self) -> AsyncIterator[tuple[Run, "asyncio.Task[JobResult]"]]:
         """The run, under way; it has to have ended at the end."""
         await self.journal.claimed(self.record)
-        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             timeline = Timeline(
                 events=self.events,
                 tasks=tasks,

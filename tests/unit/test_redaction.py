@@ -1,7 +1,7 @@
 """Secrets in what a job tells: gone, whatever the chunks, and not a byte more or less."""
 
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import example, given
@@ -137,7 +137,7 @@ def test_a_key_costs_little() -> None:
     """A bound that only a blunder misses: searching for 50 lines does some 200 MB/s, a byte at a time does 1."""
     key = b"\n".join(b"%064x" % (number * 7919) for number in range(50))
     redactor, piece = Redactor([key]), b"nothing to hide in this line of the log\n" * 1600
-    begin = perf_counter()
+    begin = process_time()
     for _ in range(64):
         assert redactor.feed(Stream.OUT, piece) == piece
-    assert perf_counter() - begin < 2
+    assert process_time() - begin < 2

@@ -182,7 +182,7 @@ async def test_switches_wait_for_each_other_and_hold_up_nothing_else(world: Worl
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await entered.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await task
     assert entered.is_set()
 
@@ -329,7 +329,7 @@ async def test_nobody_waits_for_the_engine_to_delete(world: World) -> None:
     remove = world.shelf.remove
 
     async def slow(name: str) -> bool:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await world.switch.use("py", "one")
         return await remove(name)
 
@@ -380,7 +380,7 @@ async def test_who_makes_a_revision_again_waits_for_its_removal(world: World, *,
 
     world.shelf.remove = slow  # type: ignore[method-assign]
     built = Built(stack="py", revision="one", image=Image(id=image), inputs=None)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         pruning = tasks.create_task(world.pruned())
         await begun.wait()
         making = asyncio.ensure_future(world.admission._begin(built))
@@ -487,7 +487,7 @@ async def test_nobody_waits_for_the_engine_to_tell_what_is_in_use(world: World) 
     used, asked = world.shelf.used, []
 
     async def slow() -> frozenset[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             asked.append(await world.switch.use("py", "one"))
         return await used()
 
