@@ -10,7 +10,7 @@ from socket import AF_INET, SOCK_STREAM, AddressFamily, SocketKind, socket
 
 def run(*words: str, stdin: str = "") -> str:
     """Run a program that has to succeed; what it says."""
-    done = subprocess.run(words, check=False, input=stdin, text=True, capture_output=True, timeout=20)
+    done = subprocess.run(words, check=False, input=stdin, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     return done.stdout
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,28 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str, timeout
         raise AssertionError(f"not within {timeout:g} s: {what}") from None
 
 
+async def remove_all(engine: str, names: Callable[[], Awaitable[Sequence[str]]]) -> None:
+    """Remove the containers of these names until there are none; one may be on its way out already."""
+    async with aiodocker.Docker(url=engine) as docker:
+
+        async def gone() -> bool:
+            found = await names()
+            for name in found:
+                with suppress(aiodocker.DockerError):
+                    await docker.containers.container(name).delete(force=True)
+            return not found
+
+        await eventually(gone, "no container is left")
+
+
 def free_port() -> int:
-    """A TCP port that nobody listens on, below those that the kernel gives to outgoing connections meanwhile.
+    """A TCP port that nobody listens on, below those of brokers, and those that the kernel gives to clients.
 
     Whoever gets it listens some time later: nobody else in this test run is given it, nor anybody in here twice.
     """
     lane = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _LANES
     while True:
-        port = 10_000 + secrets.randbelow(20_000 // _LANES) * _LANES + lane
+        port = 10_000 + secrets.randbelow(10_000 // _LANES) * _LANES + lane
         with socket.socket() as probe:
             if port not in _given and probe.connect_ex(("127.0.0.1", port)):
                 _given.add(port)
@@ -181,9 +195,7 @@ class Site:
                 await channel.queue_delete(queue)
             for exchange in self.topology.exchanges:
                 await channel.exchange_delete(exchange.name)
-        async with aiodocker.Docker(url=self.engine) as docker:
-            for name in await self.containers():
-                await docker.containers.container(name).delete(force=True)
+        await remove_all(self.engine, self.containers)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -434,11 +434,11 @@ async def opened_between(operator: Operator, made: Record) -> AsyncIterator[None
     bridges = "{ " + ", ".join(f'"{each.segment.bridge}"' for each in made.networks) + " }"
     rule = f"insert rule inet {made.table} forward iifname {bridges} oifname {bridges} accept"
     operator.machine.run("nft", "-f", "-", stdin=rule)
-    operator.machine.run("iptables", "-I", "FORWARD", "-j", "ACCEPT")
+    operator.machine.run("iptables", "-w", "-I", "FORWARD", "-j", "ACCEPT")
     try:
         yield
     finally:
-        operator.machine.run("iptables", "-D", "FORWARD", "-j", "ACCEPT")
+        operator.machine.run("iptables", "-w", "-D", "FORWARD", "-j", "ACCEPT")
 
 
 @asynccontextmanager

@@ -189,7 +189,8 @@ async def test_a_stack_that_is_missing_is_waited_for(acme: Submitter) -> None:
     await acme.cancel(job, "tired of waiting")
     await job.finished()
     job.ended("cancelled", blame="none", reason="cancelled: tired of waiting")
-    assert job.kinds == ["deferred", "finished"]
+    # It may have come by more than once before it was cancelled.
+    assert (set(job.kinds[:-1]), job.kinds[-1]) == ({"deferred"}, "finished")
 
 
 async def test_a_stack_that_is_not_built_is_waited_for(acme: Submitter) -> None:

@@ -27,7 +27,7 @@ async def twin(at: OpenSite, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
         elsewhere.state_dir.mkdir(mode=0o700, parents=True)
         async with elsewhere.daemon(stacks__dir=str(site.stacks)) as second:
             yield second
-        assert (await first.get("/readyz"))[0] == 200
+        await first.ready()
         await first.stop()
 
 
@@ -121,7 +121,7 @@ async def test_a_daemon_in_the_same_folder_does_not_start(site: Site) -> None:
         async with site.daemon() as second:
             assert await second.exited() == CONFIG
             assert f"in use by the process {first.process.pid}" in second.log.read_text()
-        assert (await first.get("/readyz"))[0] == 200
+        await first.ready()
         await first.stop()
 
 

@@ -8,6 +8,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
 
 async def test_health_and_readiness(daemon: Daemon) -> None:
+    await daemon.ready()
     assert await daemon.get("/healthz") == (200, "ok\n")
     assert await daemon.get("/readyz") == (200, "[]")
     assert (await daemon.get("/"))[0] == 200

@@ -15,7 +15,7 @@ import aio_pika
 import aiodocker
 from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.connection import make_url
-from tests.e2e.daemon import Daemon, Site, eventually, free_port, open_site
+from tests.e2e.daemon import Daemon, Site, eventually, free_port, open_site, remove_all
 
 from runner.adapters.amqp.names import Names
 
@@ -181,7 +181,7 @@ async def open_fleet(*, broker: str, engine: str, image: str, folder: Path) -> A
 
 
 async def _remove_containers(fleet: Fleet) -> None:
-    async with aiodocker.Docker(url=fleet.site.engine) as docker:
-        for letter in fleet.daemons:
-            for name in await fleet.containers(letter):
-                await docker.containers.container(name).delete(force=True)
+    async def theirs() -> list[str]:
+        return [name for letter in fleet.daemons for name in await fleet.containers(letter)]
+
+    await remove_all(fleet.site.engine, theirs)
