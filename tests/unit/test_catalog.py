@@ -223,6 +223,25 @@ async def test_a_runtime_that_the_operator_did_not_allow_is_refused(world: World
         await world.catalog.resolve(ref())
 
 
+@pytest.mark.parametrize("runtimes", [("crun", "runc"), ("runc", "crun")], ids=["crun-first", "runc-first"])
+async def test_the_first_runtime_is_that_of_stacks_which_name_none(world: World, runtimes: tuple[str, ...]) -> None:
+    catalog = Catalog(world.folder, world.shelf, world.ledger, runtimes=runtimes)
+    for name, text in {"none": "", "one": 'runtime = "runc"'}.items():
+        world.write(name, text)
+        world.built(name)
+    assert (await catalog.resolve(ref("none"))).runtime == runtimes[0]
+    assert (await catalog.resolve(ref("one"))).runtime == "runc"
+
+
+async def test_a_first_runtime_that_the_engine_lacks_keeps_the_stacks_which_name_none(world: World) -> None:
+    catalog = Catalog(world.folder, world.shelf, world.ledger, runtimes=("crun", "runc"))
+    catalog.engine_has(frozenset({"runc"}))
+    world.write("py")
+    world.built("py")
+    with pytest.raises(DeferredError, match='runtime: the engine does not know "crun"; add it to its runtimes'):
+        await catalog.resolve(ref())
+
+
 async def test_a_changed_file_counts_at_once(world: World) -> None:
     world.write("py", 'command = ["one"]')
     world.built("py")

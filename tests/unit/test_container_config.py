@@ -122,6 +122,12 @@ def test_a_job_that_reaches_out_differs_in_its_network_and_its_name_servers_alon
     assert reaching == shut
 
 
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_the_runtime_makes_the_namespace_where_it_is_known_to_bring_up_the_loopback(runtime: str) -> None:
+    body = create_body(replace(PLAIN, runtime=runtime), Limits(), FOLDER, SITE)
+    assert (body["NetworkDisabled"], body["HostConfig"]["Runtime"]) == (True, runtime)
+
+
 @pytest.mark.parametrize(
     "stack", [replace(PLAIN, runtime="runsc"), replace(PLAIN, read_only=False)], ids=["runsc", "rw"]
 )

@@ -25,7 +25,7 @@ def test_an_empty_file_is_a_stack_with_everything_shut(tmp_path: Path) -> None:
     assert file.network is Network.NONE
     assert file.limits == LimitsRequest()
     assert file.read_only
-    assert file.runtime == "runc"
+    assert file.runtime is None
     assert file.log_flood is LogFlood.TRUNCATE
     assert file.sockets is Sockets.ORDINARY
     assert (file.cap_add, file.devices, file.secrets, file.allow, file.warm) == ((), (), (), (), 0)

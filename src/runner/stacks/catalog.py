@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +51,7 @@ class Catalog:
     """Finds the stack for a job. Whatever changes counts for the next job; a restart is never needed.
 
     `stack.toml` is that of this moment, also for a revision that was built with another one. `runtimes` are the OCI
-    runtimes that stacks may name. Implements the port `Stacks`.
+    runtimes that stacks may name, and the first is that of those which name none. Implements the port `Stacks`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Catalog:
         images: ImageLookup,
         ledger: Ledger,
         *,
-        runtimes: Collection[str] = ("runc",),
+        runtimes: Sequence[str] = ("runc",),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -205,14 +205,19 @@ class Catalog:
     def _usable(self, name: str) -> StackFile:
         """The stack's file. Raises `ConfigError` with what keeps its jobs from running here."""
         file = self.file(name)
-        if file.runtime not in self._runtimes:
-            raise ConfigError(f'runtime: "{file.runtime}" is not among engine.runtimes; add it there')
-        if self._there is not None and file.runtime not in self._there:
-            raise ConfigError(f'runtime: the engine does not know "{file.runtime}"; add it to its runtimes')
+        runtime = self._runtime(file)
+        if runtime not in self._runtimes:
+            raise ConfigError(f'runtime: "{runtime}" is not among engine.runtimes; add it there')
+        if self._there is not None and runtime not in self._there:
+            raise ConfigError(f'runtime: the engine does not know "{runtime}"; add it to its runtimes')
         return file
 
     def _made(self, name: str, image: Image, revision: str) -> Stack:
-        return _stack(name, self._usable(name), image, revision)
+        file = self._usable(name)
+        return _stack(name, file, image, revision, self._runtime(file))
+
+    def _runtime(self, file: StackFile) -> str:
+        return file.runtime or self._runtimes[0]
 
     def file(self, name: str) -> StackFile:
         """The stack's file, read again if it has changed. Raises `ConfigError`."""
@@ -262,7 +267,7 @@ def _read(name: str, path: Path, stamp: tuple[int, int, int]) -> _Read:
         return _Read(stamp, None, error.faults)
 
 
-def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
+def _stack(name: str, file: StackFile, image: Image, revision: str, runtime: str) -> Stack:
     """What file and image say together."""
     uid, gid = file.numeric_user or _named_user(name, file, image)
     if file.cap_add and uid:
@@ -282,7 +287,7 @@ def _stack(name: str, file: StackFile, image: Image, revision: str) -> Stack:
         cap_add=file.cap_add,
         devices=file.devices,
         secrets=tuple(SecretRef(name=secret.name, shared=secret.shared) for secret in file.secrets),
-        runtime=file.runtime,
+        runtime=runtime,
         log_flood_kills=file.log_flood is LogFlood.KILL,
         all_sockets=file.sockets is Sockets.ALL,
     )

@@ -164,7 +164,7 @@ class StackFile(Section):
     cap_add: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z_]+$"), AfterValidator(_capability)], ...] = ()
     devices: tuple[Annotated[str, Field(pattern=r"^/dev(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$")], ...] = ()
     secrets: Annotated[tuple[Annotated[Secret, BeforeValidator(_secret)], ...], AfterValidator(_distinct)] = ()
-    runtime: Word = "runc"
+    runtime: Word | None = None
     allow: tuple[Allowed, ...] = ()
     log_flood: LogFlood = LogFlood.TRUNCATE
     sockets: Sockets = Sockets.ORDINARY

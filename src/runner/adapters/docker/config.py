@@ -25,7 +25,7 @@ SCRATCH = "/scratch"
 RESOLV_CONF = "/etc/resolv.conf"
 HOSTS = "/etc/hosts"
 
-_RUNC = "runc"
+_BRING_UP_THE_LOOPBACK = frozenset({"runc", "crun"})
 
 LABEL_WORKER = "runner.worker"
 LABEL_BOOT = "runner.boot"
@@ -180,10 +180,10 @@ def _network(access: Access | None) -> dict[str, Any]:
 def _without_the_engines_network(stack: Stack) -> bool:
     """Whether the runtime makes an empty network namespace by itself, which takes half of the engine's time for one.
 
-    Known of runc alone. And as the engine makes no /etc/hosts then, that of such a job cannot be written to.
+    Known of these two alone. And as the engine makes no /etc/hosts then, that of such a job cannot be written to.
     docs/decisions/0009-network-namespaces.md has the figures.
     """
-    return stack.runtime == _RUNC and stack.read_only
+    return stack.runtime in _BRING_UP_THE_LOOPBACK and stack.read_only
 
 
 def probe_body(image: str, network: str, words: Sequence[str], site: Site) -> dict[str, Any]:
