@@ -117,6 +117,7 @@ class FakeEngine:
         self.preparing: list[str] = []
         self.launched: list[str] = []
         self.discarded: list[str] = []
+        self.at_once: list[bool] = []
         self.kept: set[str] = set()
         self.expected: dict[str, Plan] = {}
         self.waited: str | None = None  # the id of the container that waits
@@ -166,10 +167,11 @@ class FakeEngine:
             container.finish(script.end)
         return container
 
-    async def discard(self, attempt: Attempt) -> None:
+    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
         name = attempt.container_name
         await asyncio.sleep(0)
         container = self.live.pop(name, None)
         if container is not None:
             container.finish(Exit(lost="its container was removed from outside"))
         self.discarded.append(name)
+        self.at_once.append(at_once)

@@ -114,9 +114,10 @@ class Engine(Protocol):
         `discard` has to follow, as after `launch`.
         """
 
-    async def discard(self, attempt: Attempt) -> None:
+    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
         """Return when nothing is left of the attempt: container (404 by id and by name) and files.
 
+        Unless it is to be done `at_once`, what is left of a job that has ended may wait a second while others start.
         Retries for as long as it takes. Cancelling it leaves the rest to the periodic sweep.
         """
 

@@ -108,7 +108,8 @@ class Tenure:
             if (removal := self.held.removal) is not None:
                 await asyncio.wait({removal})
             if removal is None or removal.cancelled():
-                await self.place.outside.engine.discard(attempt)
+                full = not self.place.capacity.room()  # then what the job claims is wanted
+                await self.place.outside.engine.discard(attempt, at_once=full)
         finally:
             resisting.cancel()
 

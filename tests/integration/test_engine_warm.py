@@ -357,13 +357,17 @@ async def test_what_is_left_of_a_job_waits_for_those_on_their_way_and_what_still
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rushing, "_HELD_FOR", 1000.0)
-    ended, runs, coming = attempt_of(house, "true"), attempt_of(house, "sleep", "1000"), attempt_of(house, "true")
-    async with asyncio.timeout(60), keeping(house, 3):
-        assert (await (await launch(house, ended)).wait()).code == 0
+    ended, wanted, runs, coming = (
+        attempt_of(house, *words) for words in (["true"], ["true"], ["sleep", "99"], ["true"])
+    )
+    async with asyncio.timeout(60), keeping(house, 4):
+        for attempt in (ended, wanted):
+            assert (await (await launch(house, attempt)).wait()).code == 0
         await launch(house, runs)
         house.engine.expect(coming.container_name, coming.plan)
         held = asyncio.create_task(house.engine.discard(ended))
         await house.engine.discard(runs)
+        await house.engine.discard(wanted, at_once=True)
         assert not held.done()
         assert ended.container_name in await house.names()
         await house.engine.discard(coming)

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from tests.fake_engine import FakeContainer, Script
 from tests.fakes import make_job, until
-from tests.unit.test_worker import DEAF, HANGS, RUNS, House, at_work, settled
+from tests.unit.test_worker import DEAF, ENDS, HANGS, RUNS, House, at_work, settled
 
 from runner import executor, tenure
 from runner.errors import EngineError
@@ -74,3 +74,12 @@ async def test_a_removal_that_gets_nowhere_holds_up_no_result(monkeypatch: pytes
         house.engine.cleans.set()
         await until(lambda: worker.quarantined == [])
     assert house.diary.count("discard a") == 1
+
+
+@pytest.mark.parametrize(("slots", "at_once"), [(1, True), (2, False)], ids=["full", "room"])
+async def test_only_a_full_worker_has_what_is_left_of_a_job_removed_at_once(slots: int, at_once: bool) -> None:  # noqa: FBT001
+    house = House(max_jobs=slots)
+    async with at_work(house):
+        await settled(house.put(make_job("a", command=ENDS)))
+        await until(lambda: house.diary.count("discard a"))
+    assert house.engine.at_once == [at_once]

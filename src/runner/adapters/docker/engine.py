@@ -170,9 +170,9 @@ class DockerEngine:
             self._launches.begin_naming(launch, adopted.id, attempt.container_name)
         return adopted
 
-    async def discard(self, attempt: Attempt) -> None:
+    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
-        await self._launches.undo(attempt.claim)
+        await self._launches.undo(attempt.claim, at_once=at_once)
 
     async def close(self) -> None:
         """Let go of all connections; what was not discarded is left to the next sweep."""

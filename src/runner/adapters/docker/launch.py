@@ -62,6 +62,11 @@ class Launch:
         """The folder of code that is too much to be linked file by file."""
         return self.code.folder if self.code is not None and self.code.entries > _LINKED_MAX else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether its job began and has ended."""
+        return self.container is not None and self.container.ended is not None
+
     def let_go_of_streams(self) -> None:
         """Close the connection to the container's streams, if there is one."""
         if self.attachment is not None:
@@ -151,12 +156,14 @@ class Launches:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
         return task
 
-    async def undo(self, claim: str) -> None:
-        """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of."""
+    async def undo(self, claim: str, *, at_once: bool = False) -> None:
+        """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of.
+
+        Unless it is to be done `at_once`, what has ended waits for jobs that are on their way.
+        """
         name = container_of(claim, self.worker)
         self.rush.left(name)
-        launch = self.find(name)
-        if launch is not None and launch.container is not None and launch.container.ended is not None:
+        if not at_once and (launch := self.find(name)) is not None and launch.ended:
             await self.rush.over()
         await self.unmake(claim)
         if self.packages is not None:

@@ -15,7 +15,7 @@ class Rush:
 
     Removing a container costs the engine several times the CPU time that giving one to a job does. So when many jobs
     come at once, what is left of those that have ended waits until the last one has begun: a second at most, and no
-    more than 32 of them. A job that needs what they claim is not on its way, and so holds up nothing.
+    more than 32 of them. What they claimed stays taken meanwhile, so a full worker removes at once.
     """
 
     _coming: set[str] = field(default_factory=set)
