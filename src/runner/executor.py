@@ -49,7 +49,9 @@ from runner.verdict import judge, parse_told
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0
-"""Seconds between two looks at what a job tells of its progress, and what it has written."""
+"""Seconds between two looks at what a job tells of its progress, and what it has written, at least."""
+_LOOKS_MEET = 0.1
+"""All jobs are looked at in the same tenths of a second: hundreds are not to wake the daemon hundreds of times."""
 _DISK_SHARE = 20
 _DISK_LONGEST = 30.0
 """A look at the disk that takes long is not repeated for 20 times as long, but for so many seconds at most."""
@@ -175,22 +177,17 @@ class Run:
         """Watch over a job that runs until it has ended."""
         async with asyncio.TaskGroup() as tasks:
             ending = tasks.create_task(container.wait())
-            stubborn = tasks.create_task(self._stopping.resisted.wait())
-            watches = [
-                stubborn,
-                tasks.create_task(self._stopping.enforce(container, started)),
-                tasks.create_task(self._write_down(container, started)),
-                tasks.create_task(self._look_after(container)),
-                tasks.create_task(self._pump.run()),
-                tasks.create_task(self._pump.note_position()),
-            ]
+            ends = [ending]
+            if container.ended is None:  # else it ended by itself while no daemon ran, perhaps long ago
+                ends.append(tasks.create_task(self._stopping.enforce(container, started)))
+            beside = [tasks.create_task(self._look_after(container, started)), tasks.create_task(self._pump.run())]
             try:
-                await asyncio.wait((ending, stubborn), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 self._own_end = container.ended
                 self._ended = container.ended or self.now()
             finally:
-                for watch in (*watches, ending):
-                    watch.cancel()
+                for task in (*beside, *ends):
+                    task.cancel()
         return ending.result() if not ending.cancelled() else self._resisted()
 
     def _resisted(self) -> Exit:
@@ -328,7 +325,7 @@ class Run:
         await note("a job's start", claim, self.journal.started(claim, container.id, deadline))
 
     def _output(self, stream: Stream, data: bytes) -> None:
-        if self._stopping.resisted.is_set():
+        if self._stopping.resisted:
             return  # the last word on it has been said
         self._bytes += len(data)
         self._pump.write(stream, self._redactor.feed(stream, data))
@@ -336,20 +333,22 @@ class Run:
         if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
-    async def _look_after(self, container: Container) -> None:
-        """Tell the job's progress, and end it at once if it writes too much where nothing but this bounds it.
+    async def _look_after(self, container: Container, started: datetime) -> None:
+        """Note the job's start and how far its log is safe, tell its progress, and end it if it writes too much.
 
-        One task, since there may be hundreds of jobs. A look at the disk is another, for it may take a minute; it is
-        made only where something might be found.
+        That is where nothing but this bounds it. One task, since there may be hundreds of jobs. A look at the disk is
+        another, for it may take a minute; it is made only where something might be found.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             look = None
             try:
+                await self._write_down(container, started)
                 while True:
-                    await asyncio.sleep(_LOOK_EVERY)
+                    await asyncio.sleep(_until_look(loop.time()))
                     if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
                         self._tell_progress(container)
+                    await self._pump.note_position()
                     due = look is None or (look.done() and loop.time() >= look.result())
                     if due and container.may_exceed:
                         look = tasks.create_task(self._look_at_disk(container))
@@ -406,6 +405,11 @@ async def _outcome_of(launch: Awaitable[Container]) -> Container | Exception:
         return await launch
     except (DeferredError, EngineError, ExpiredError, RejectedError, StartError) as error:
         return error
+
+
+def _until_look(now: float) -> float:
+    """Seconds until the next look, from one at `now` by the loop's clock."""
+    return math.ceil((now + _LOOK_EVERY) / _LOOKS_MEET) * _LOOKS_MEET - now
 
 
 def _progress(raw: bytes, redactor: Redactor) -> Json:

@@ -15,7 +15,6 @@ _CONFIRM = 5.0
 """Seconds that the rest of a log may take to be confirmed before the result goes out without it."""
 _STRIDE = 8
 """How many of the last batches are on their way at once."""
-_NOTE_EVERY = 1.0
 SEQ_OF_A_LIFE = 100_000
 """Batches of a log that goes on in another life are counted on from this much later: the last ones were not noted."""
 
@@ -36,7 +35,6 @@ class LogPump:
     _replayed: dict[Stream, int] = field(init=False)
     _written: asyncio.Event = field(default_factory=asyncio.Event)
     _offered: list[LogPosition] = field(default_factory=list)
-    _unnoted: asyncio.Event = field(default_factory=asyncio.Event)
     _looks_at: float = float("inf")  # when `run` looks at the log next: waking it for each write of a flood costs more
 
     def __post_init__(self) -> None:
@@ -70,18 +68,15 @@ class LogPump:
                 if (batch := self.log.take(loop.time())) is not None:
                     self._offer(batch)
 
-    async def note_position(self) -> NoReturn:
-        """Keep on record how far the log is safe, so that a later life can go on from there."""
-        while True:
-            await self._unnoted.wait()  # hundreds of jobs that write nothing are not to be looked at every second
-            await asyncio.sleep(_NOTE_EVERY)
-            safe, sure = None, self.sink.confirmed(self.claim)
-            while self._offered and self._offered[0].seq <= sure:
-                safe = self._offered.pop(0)
-            if safe is not None:
-                await note("a log's position", self.claim, self.journal.logged(self.claim, safe))
-            if not self._offered:
-                self._unnoted.clear()
+    async def note_position(self) -> None:
+        """Put on record how far the log is safe, if it got further, so that a later life can go on from there."""
+        if not self._offered:
+            return
+        safe, sure = None, self.sink.confirmed(self.claim)
+        while self._offered and self._offered[0].seq <= sure:
+            safe = self._offered.pop(0)
+        if safe is not None:
+            await note("a log's position", self.claim, self.journal.logged(self.claim, safe))
 
     async def finish(self) -> bool:
         """Offer what is left, a little at a time, so that no memory fills up; false when any of the log was lost."""
@@ -126,7 +121,6 @@ class LogPump:
         if batch.seq is not None:
             self.known = LogPosition(out=batch.until_out, err=batch.until_err, seq=batch.seq)
             self._offered.append(self.known)
-            self._unnoted.set()
         self.sink.offer(batch)
 
     async def _until(self, due: float) -> None:

@@ -34,7 +34,8 @@ class Stop:
 class Stopping:
     """The one door for every reason to end a job; the first reason wins.
 
-    `asked` is set when there is one, `resisted` when the job was not dead within `kill_budget` of the first SIGKILL.
+    `asked` is set when there is one. `resisted` tells that the job was not dead within `kill_budget` of the first
+    SIGKILL.
     """
 
     claim: str
@@ -45,7 +46,7 @@ class Stopping:
     kill_budget: timedelta
     first: Stop | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
-    resisted: asyncio.Event = field(default_factory=asyncio.Event)
+    resisted: bool = False
     _hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -62,9 +63,10 @@ class Stopping:
             self._hurry.set()
 
     async def enforce(self, container: Container, started: datetime) -> None:
-        """End the job when its time is up or somebody asks; the reason goes on record before a signal is sent."""
-        if container.ended is not None:
-            return  # it ended by itself while no daemon ran, perhaps long ago
+        """End the job when its time is up or somebody asks; the reason goes on record before a signal is sent.
+
+        Returns when it has resisted.
+        """
         ran = max(timedelta(), self.now() - started)
         try:
             async with asyncio.timeout((self.limits.timeout - ran).total_seconds()):
@@ -101,7 +103,7 @@ class Stopping:
                     await _although_engine_fails(container.kill)
                     await asyncio.sleep(_KILL_AGAIN)
         log.warning("a job could not be ended", extra={"claim": self.claim, "container": container.id})
-        self.resisted.set()
+        self.resisted = True
 
 
 async def _although_engine_fails(call: Callable[[], Awaitable[None]]) -> None:
