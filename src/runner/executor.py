@@ -177,7 +177,7 @@ class Run:
         """Watch over a job that runs until it has ended."""
         async with asyncio.TaskGroup() as tasks:
             ending = tasks.create_task(container.wait())
-            ends = [ending]
+            ends: list[asyncio.Task[Exit] | asyncio.Task[None]] = [ending]
             if container.ended is None:  # else it ended by itself while no daemon ran, perhaps long ago
                 ends.append(tasks.create_task(self._stopping.enforce(container, started)))
             beside = [tasks.create_task(self._look_after(container, started)), tasks.create_task(self._pump.run())]

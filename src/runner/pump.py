@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NoReturn
 
+from runner.flag import Flag
 from runner.job import JobKey, Line, LogStats, Stream
 from runner.logs import JobLog
 from runner.noting import note
@@ -33,7 +34,7 @@ class LogPump:
     known: LogPosition = field(default_factory=LogPosition)
     _fresh: bool = field(init=False)
     _replayed: dict[Stream, int] = field(init=False)
-    _written: asyncio.Event = field(default_factory=asyncio.Event)
+    _written: Flag = field(default_factory=Flag)
     _offered: list[LogPosition] = field(default_factory=list)
     _looks_at: float = float("inf")  # when `run` looks at the log next: waking it for each write of a flood costs more
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from runner.errors import EngineError
+from runner.flag import Flag
 from runner.job import EventKind, Limits, StopReason
 from runner.noting import note
 from runner.ports import Container, Journal
@@ -45,9 +46,9 @@ class Stopping:
     now: Callable[[], datetime]
     kill_budget: timedelta
     first: Stop | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: Flag = field(default_factory=Flag)
     resisted: bool = False
-    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: Flag = field(default_factory=Flag)
 
     @property
     def reason(self) -> StopReason | None:

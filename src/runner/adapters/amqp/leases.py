@@ -27,6 +27,7 @@ from runner.adapters.amqp.names import Header, Names
 from runner.adapters.amqp.publisher import Publisher
 from runner.adapters.amqp.pulse import Pulse
 from runner.errors import BrokerError
+from runner.flag import Flag
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,8 @@ class LeaseHold:
     copy: AbstractIncomingMessage | None = None
     away: bool = False
     renewing: bool = False
-    taken: asyncio.Event = field(default_factory=asyncio.Event)
-    known: asyncio.Event = field(default_factory=asyncio.Event)
+    taken: Flag = field(default_factory=Flag)
+    known: Flag = field(default_factory=Flag)
 
     async def give_up(self) -> None:
         """The job is settled, or somebody else's: ack what we have, and whatever copy still arrives."""

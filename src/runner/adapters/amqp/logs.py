@@ -14,6 +14,7 @@ from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import encode_batch, new_id
 from runner.errors import BrokerError
+from runner.flag import Flag
 from runner.job import JobKey
 from runner.ports import Batch
 
@@ -32,8 +33,8 @@ class _Line:
     lost: bool = False
     last: int = 0
     unsure: set[int] = field(default_factory=set)
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    shorter: asyncio.Event = field(default_factory=asyncio.Event)
+    done: Flag = field(default_factory=Flag)
+    shorter: Flag = field(default_factory=Flag)
 
     def check(self) -> None:
         if self.waiting or self.unconfirmed:

@@ -18,6 +18,7 @@ from runner.adapters.docker.excess import Excess
 from runner.adapters.docker.files import JobFolder
 from runner.adapters.docker.replay import STDERR, STDOUT, Replay, Tally
 from runner.errors import EngineError, EngineGone, NeverStarted
+from runner.flag import Flag
 from runner.init.binary import KILL_SIGNAL
 from runner.init.wire import OutputScanner, Report
 from runner.job import Bytes, Exit, Limits, Stream, Usage
@@ -73,10 +74,10 @@ class DockerContainer:
         self._replay = Replay(client, container, self._heard, self._receive)
         self._started: datetime | None = None
         self._ended: datetime | None = None
-        self._begun = asyncio.Event()
-        self._told = asyncio.Event()  # the init has told the end, on both streams
-        self._settled = asyncio.Event()  # … or the attachment brings no more
-        self._detached = asyncio.Event()  # the attachment brings no more
+        self._begun = Flag()
+        self._told = Flag()  # the init has told the end, on both streams
+        self._settled = Flag()  # … or the attachment brings no more
+        self._detached = Flag()  # the attachment brings no more
         self._signalled = False
         self._killed = False  # by the engine, the init included
         self._unwatched = False  # the engine may have stopped the job while nobody saw it go
