@@ -16,7 +16,7 @@ from threading import Thread
 log = logging.getLogger(__name__)
 
 SOON = 0.1
-"""The longest that a statement nobody waits for is put off, in seconds."""
+"""The longest that a statement nobody waits for is put off, in seconds, unless it has more time."""
 
 FAULTS = (sqlite3.Error, ValueError, OverflowError, MemoryError)
 """What a statement may raise: also for a text that is no UTF-8, a number of more than 64 bits, and values too large."""
@@ -58,15 +58,19 @@ class Database:
         self._send()
         return await answer
 
-    def run_soon(self, statement: str, *values: Value) -> None:
-        """Carry out the statement together with the next one, or within `SOON`; a failure is only logged."""
+    def run_soon(self, statement: str, *values: Value, within: float = SOON) -> None:
+        """Carry out the statement together with the next one, or within so many seconds; a failure is only logged."""
         work = _Work(statement, values)
         if self._over:
             _tell([work], [_closed()])
             return
         self._put_off.append(work)
+        due = self._loop.time() + within
+        if self._due is not None and due < self._due.when():
+            self._due.cancel()
+            self._due = None
         if self._due is None:
-            self._due = self._loop.call_later(SOON, self._send)
+            self._due = self._loop.call_at(due, self._send)
 
     async def close(self) -> None:
         """Carry out what was given, and close the file."""

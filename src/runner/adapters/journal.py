@@ -80,6 +80,8 @@ _MIGRATIONS = (
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POSITIONS_WITHIN = 0.5
+"""Seconds for which the position of a log waits for those of others: each write to the disk takes a millisecond."""
 _REMEMBERED = 10_000
 """So many of the jobs that were finished last are known without a look into the file."""
 
@@ -122,13 +124,14 @@ class SqliteJournal:
         await self._run("UPDATE claims SET stop = ?, stop_detail = ? WHERE claim = ?", reason.value, detail, claim)
 
     async def logged(self, claim: str, position: LogPosition) -> None:
-        """Write down how far the job's log was offered."""
-        await self._run(
+        """Write down how far the job's log was offered. A failure is only logged."""
+        self._database.run_soon(
             "UPDATE claims SET logged_out = ?, logged_err = ?, logged_seq = ? WHERE claim = ?",
             position.out,
             position.err,
             position.seq,
             claim,
+            within=_POSITIONS_WITHIN,
         )
 
     async def adopted(self, claim: str) -> None:

@@ -37,7 +37,7 @@ class Excess:
     def possible(self) -> bool:
         """Whether there may be too much of anything: all that one can tell at once, hundreds of times a second."""
         return self._writable or (
-            self._folder.on_disk and any(size > _FILE_MOST for size in self._folder.taken().values())
+            any(size > _FILE_MOST for size in self._folder.taken().values()) and self._folder.on_disk
         )
 
     async def found(self) -> str | None:
