@@ -180,7 +180,10 @@ class Run:
             ends: list[asyncio.Task[Exit] | asyncio.Task[None]] = [ending]
             if container.ended is None:  # else it ended by itself while no daemon ran, perhaps long ago
                 ends.append(tasks.create_task(self._stopping.enforce(container, started)))
-            beside = [tasks.create_task(self._look_after(container, started)), tasks.create_task(self._pump.run())]
+            beside = [
+                tasks.create_task(self._look_after(container, started, tasks)),
+                tasks.create_task(self._pump.run()),
+            ]
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 self._own_end = container.ended
@@ -333,30 +336,28 @@ class Run:
         if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
-    async def _look_after(self, container: Container, started: datetime) -> None:
+    async def _look_after(self, container: Container, started: datetime, tasks: asyncio.TaskGroup) -> None:
         """Note the job's start and how far its log is safe, tell its progress, and end it if it writes too much.
 
         That is where nothing but this bounds it. One task, since there may be hundreds of jobs. A look at the disk is
-        another, for it may take a minute; it is made only where something might be found.
+        another of `tasks`, for it may take a minute; it is made only where something might be found.
         """
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as tasks:
-            look = None
-            try:
-                await self._write_down(container, started)
-                while True:
-                    await asyncio.sleep(_until_look(loop.time()))
-                    if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
-                        self._tell_progress(container)
-                    await self._pump.note_position()
-                    due = look is None or (look.done() and loop.time() >= look.result())
-                    if due and container.may_exceed:
-                        look = tasks.create_task(self._look_at_disk(container))
-            finally:
-                if look is not None:
-                    look.cancel()
-                if self._ended is not None:
-                    self._tell_progress(container)  # its last word
+        loop, look = asyncio.get_running_loop(), None
+        try:
+            await self._write_down(container, started)
+            while True:
+                await asyncio.sleep(_until_look(loop.time()))
+                if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
+                    self._tell_progress(container)
+                await self._pump.note_position()
+                due = look is None or (look.done() and loop.time() >= look.result())
+                if due and container.may_exceed:
+                    look = tasks.create_task(self._look_at_disk(container))
+        finally:
+            if look is not None:
+                look.cancel()
+            if self._ended is not None:
+                self._tell_progress(container)  # its last word
 
     async def _look_at_disk(self, container: Container) -> float:
         """Look once; when to look again, by the loop's clock. The more that costs, the later."""

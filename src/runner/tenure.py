@@ -146,7 +146,9 @@ class Tenure:
     async def _run(self, run: Run) -> float | None:
         """Run the job and settle it; the CPU seconds that it used, if known."""
         outside, timeline = self.place.outside, self.timeline
-        watch = timeline.tasks.create_task(_stop_unless_ours(run, self.lease))
+        watches = [timeline.tasks.create_task(_stop_unless_ours(run, self.lease))]
+        if self.held.job.fence:
+            watches.append(timeline.tasks.create_task(_fence(run, self.lease)))
         try:
             result = await run.execute()
         except ImageMissing as error:
@@ -163,7 +165,8 @@ class Tenure:
             await self._reject(error.reason, operator=error.operator)
             return 0.0
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
         if run.stopped is StopReason.SUPERSEDED:
             # What is left of it has to go now: it may be long until the broker can tell whose the job is.
             await self._discard(run.attempt)
@@ -251,15 +254,13 @@ def rejection(timeline: Timeline, reason: str, *, operator: bool = False) -> Eve
 
 
 async def _stop_unless_ours(run: Run, lease: Lease) -> None:
-    """End the job when another worker has it, or a fenced one before another worker may have it."""
-    async with asyncio.TaskGroup() as tasks:
-        if run.attempt.plan.job.fence:
-            tasks.create_task(_fence(run, lease))
-        await lease.taken_over()
-        run.stop(StopReason.SUPERSEDED)
+    """End the job when another worker has it."""
+    await lease.taken_over()
+    run.stop(StopReason.SUPERSEDED)
 
 
 async def _fence(run: Run, lease: Lease) -> None:
+    """End the job before another worker may have it."""
     why = "its worker was cut off from the broker for nearly as long as its lease, and the job is fenced"
     await lease.endangered(run.attempt.plan.limits.grace)
     run.stop(StopReason.SUPERSEDED, why)

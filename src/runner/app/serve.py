@@ -58,7 +58,7 @@ _HURRY_MOST = 30.0
 _REMOVE_WARM = 20.0
 """Seconds that the removal of containers which waited for jobs may take at the end."""
 _LONGEST_RENEWAL = timedelta(seconds=30)
-_YOUNG_MOST = 10_000
+_YOUNG_MOST = 5_000
 """Objects after which the collector looks at the new ones; with 700 it did so in the midst of each burst."""
 
 
