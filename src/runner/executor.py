@@ -206,6 +206,9 @@ class Run:
     async def _start(self) -> Container:
         """Get what the job needs, for as long as it may still start, and launch it."""
         job = self.attempt.plan.job
+        if self.earlier is None:
+            # Sent when this first waits for something: a container that waited has its job by then.
+            self.timeline.tell(EventKind.CLAIMED)
         late = None
         if job.start_by is not None and self.attempt.number == 1:
             late = max(0.0, (job.start_by - self.now()).total_seconds())

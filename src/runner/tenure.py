@@ -51,7 +51,6 @@ class Tenure:
             record = self.place.record(self.held.claim, self.held.job.key, claimed, self.lease.number, Choices.of(plan))
             record = replace(record, told=self.timeline.seq + 1, waited=self.held.waited)
             await self.place.outside.journal.claimed(record)
-        self.timeline.tell(EventKind.CLAIMED)
         await self._see_through(self._make_run(plan, claimed))
 
     async def go_on(self, plan: Plan, earlier: OpenClaim) -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
-from runner.adapters.amqp.intake import Ack
+from runner.adapters.amqp.intake import Ack, Soon
 from runner.adapters.amqp.leases import LeaseHold, Leases
 from runner.adapters.amqp.link import BROKER_FAULTS, AckUnknown, describe
 from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path, is_smuggled
@@ -80,7 +80,9 @@ class Desk:
     publisher: Publisher
     leases: Leases
 
-    def open(self, message: AbstractIncomingMessage, queue: QueueKey | None, ack: Ack) -> "JobDelivery":
+    def open(
+        self, message: AbstractIncomingMessage, queue: QueueKey | None, ack: Ack, soon: Soon | None = None
+    ) -> "JobDelivery":
         """The delivery in a message of a job queue (or of the unrouted or lost ones: `queue` is None)."""
         now = datetime.now(UTC)
         internal = self.names.is_internal(message.exchange or "")
@@ -91,6 +93,7 @@ class Desk:
             desk=self,
             message=message,
             ack=ack,
+            soon=soon,
             submission=submission,
             passport=passport,
             fresh=not internal,
@@ -170,6 +173,7 @@ class JobDelivery:
     submission: Job | Invalid
     passport: Passport | None
     fresh: bool
+    soon: Soon | None = None
     vanished: Vanished | None = None
     not_before: datetime | None = None
     over: bool = False
@@ -217,6 +221,8 @@ class JobDelivery:
     async def claim(self, claim: str) -> Lease:
         """Take a lease, then ack: from here on the job is ours until the lease expires."""
         passport = replace(self._passport, attempts=self.number)
+        if self.soon is not None:
+            self.soon()
         hold = await self.desk.leases.acquire(claim, passport.message)
         try:
             await self._acked()

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NoReturn
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
 from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, AckUnknown, SessionOver, describe, until_closed
 from runner.adapters.amqp.names import Names
+from runner.adapters.amqp.pulse import boot_time
 from runner.adapters.amqp.share import Shares
 from runner.errors import BrokerError
 from runner.ports import Delivery, QueueKey
@@ -30,6 +32,8 @@ _WIDEST = 4
 """How many jobs of one queue are fetched and claimed side by side."""
 _AT_ONCE = 0.05
 """Seconds. A job that comes so soon after there was a place for it had been waiting, and maybe not alone."""
+_FRESH = 0.05
+"""Seconds for which it counts that the broker has answered on a channel: an ack that is sent then will reach it."""
 _QUIET = 1.0
 """Seconds without a job after which a queue has one consumer again."""
 
@@ -40,7 +44,9 @@ def no_rank(_: QueueKey) -> float:
 
 
 Ack = Callable[[], Awaitable[None]]
-Wrap = Callable[[AbstractIncomingMessage, QueueKey | None, Ack], Delivery]
+Soon = Callable[[], None]
+"""Says that the ack comes soon, so that what it needs from the broker is asked for now."""
+Wrap = Callable[[AbstractIncomingMessage, QueueKey | None, Ack, Soon], Delivery]
 """Makes a delivery of a message. The ack it is given closes the consumer first when no more is wanted."""
 
 
@@ -68,8 +74,8 @@ class _Source:
     taps: list[_Tap] = field(default_factory=list)
     width: int = 1
     came: float = 0.0
-    _asked: int = 0
-    _answered: int = 0
+    _heard: float = float("-inf")
+    _to_ask: asyncio.Event = field(default_factory=asyncio.Event)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def open(self, bring: Callable[["_Source", _Tap, AbstractIncomingMessage], Awaitable[None]]) -> None:
@@ -88,18 +94,27 @@ class _Source:
                 await self.queue.cancel(tag)
         self._forget(tap)  # not before: until it has the answer it may bring a job
 
+    def ask(self) -> None:
+        """Have the broker asked beside whatever goes on: `answers` will be awaited in a moment."""
+        self._to_ask.set()
+
+    async def keep_asking(self) -> NoReturn:
+        """Put the questions of `ask`, until cancelled."""
+        while True:
+            await self._to_ask.wait()
+            self._to_ask.clear()
+            await self.answers()
+
     async def answers(self) -> None:
         """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere.
 
-        Those who wait while a question is on its way share the next one.
+        A question put less than `_FRESH` ago will do, whoever put it; on a clock that no suspended machine stops.
         """
-        number = self._asked + 1
         async with self._asking:
-            if self._answered < number:
-                self._asked += 1
+            if (asked := boot_time()) - self._heard > _FRESH:
                 async with asyncio.timeout(RPC_TIMEOUT):
                     await self.channel.set_qos(prefetch_count=1)
-                self._answered = self._asked
+                self._heard = asked
 
     def brought(self, tap: _Tap) -> bool:
         """The tap has a job now. True when it had been waiting, so that there may be more."""
@@ -233,8 +248,9 @@ class JobIntake:
 
     def _ranks(self) -> dict[QueueKey, float]:
         """The queues that may be listened to. One without a rank is not: its tenant runs as much as it may."""
-        ranks = {queue: self.rank(queue) for queue in self.queues}
-        return {queue: rank for queue, rank in ranks.items() if rank is not None}
+        whose = {queue.tenant: queue for queue in self.queues}  # all shared queues have one rank
+        ranks = {tenant: self.rank(queue) for tenant, queue in whose.items()}
+        return {queue: rank for queue in self.queues if (rank := ranks[queue.tenant]) is not None}
 
     def _outdated(self) -> bool:
         """Whether the depths have to be looked at again. Where there is room for all queues, a little later will do."""
@@ -255,6 +271,7 @@ class JobIntake:
             await channel.set_qos(prefetch_count=1)
             found = await channel.get_queue(self.names.jobs(queue), ensure=False)
         source = _Source(queue, found, channel, tasks.create_task(until_closed(channel)))
+        tasks.create_task(source.keep_asking())
         self._sources[queue] = source
         return source
 
@@ -272,7 +289,7 @@ class JobIntake:
         async def ack() -> None:
             await self._settle(source, tap, message)
 
-        self._taken.put_nowait(self.wrap(message, source.key, ack))
+        self._taken.put_nowait(self.wrap(message, source.key, ack, source.ask))
         self._changed.set()
 
     async def _settle(self, source: _Source, tap: _Tap, message: AbstractIncomingMessage) -> None:

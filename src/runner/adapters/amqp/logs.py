@@ -51,8 +51,8 @@ class LogPublisher:
     dropped: Callable[[int], None]
     _lines: dict[str, _Line] = field(default_factory=dict)
     _turns: dict[str, _Line] = field(default_factory=dict)  # those in which a batch waits, whose turn it is first
-    _offered: asyncio.Event = field(default_factory=asyncio.Event)
-    _free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UNCONFIRMED_MOST))
+    _unconfirmed: int = 0
+    _tasks: asyncio.TaskGroup | None = None
 
     def offer(self, batch: Batch) -> None:
         """Put the batch into its job's line; when that is full, the batch is dropped and its log is incomplete."""
@@ -66,7 +66,7 @@ class LogPublisher:
         line.waiting.append(batch)
         self._turns.setdefault(batch.claim, line)
         line.check()
-        self._offered.set()
+        self._send()
 
     async def room(self, claim: str) -> None:
         """Return when the claim's line is not full. A writer that outruns the broker waits for it here."""
@@ -109,18 +109,24 @@ class LogPublisher:
     async def run(self) -> None:
         """Publish what is offered, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._free.acquire()
-                line, batch = await self._next()
-                line.shorter.set()
-                line.unconfirmed += 1
-                # Tasks start in the order of their making, so one job's batches are sent in order.
-                tasks.create_task(self._publish(line, batch))
+            self._tasks = tasks
+            try:
+                self._send()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._tasks = None
 
-    async def _next(self) -> tuple[_Line, Batch]:
-        while not self._turns:
-            self._offered.clear()
-            await self._offered.wait()
+    def _send(self) -> None:
+        """Begin to publish what waits, as far as there is room for it on the way."""
+        while self._tasks is not None and self._turns and self._unconfirmed < _UNCONFIRMED_MOST:
+            line, batch = self._next()
+            line.shorter.set()
+            line.unconfirmed += 1
+            self._unconfirmed += 1
+            # Tasks start in the order of their making, so one job's batches are sent in order.
+            self._tasks.create_task(self._publish(line, batch))
+
+    def _next(self) -> tuple[_Line, Batch]:
         claim = next(iter(self._turns))
         line = self._turns.pop(claim)
         batch = line.waiting.pop(0)
@@ -134,7 +140,8 @@ class LogPublisher:
         finally:
             line.unconfirmed -= 1
             line.check()
-            self._free.release()
+            self._unconfirmed -= 1
+            self._send()
 
     async def _until_confirmed(self, line: _Line, batch: Batch) -> None:
         key = f"{batch.key.tenant}.{batch.key.id}"
