@@ -18,6 +18,7 @@ from tests.services import Endpoint
 from runner.adapters.amqp import intake, topology
 from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.intake import JobIntake
+from runner.adapters.amqp.leases import LeaseHold, Leases, MakeMessage
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
 from runner.job import Job, Priority
@@ -519,6 +520,40 @@ async def test_nothing_is_claimed_over_a_connection_that_is_dead_and_looks_alive
         await lease.settle()
         await room.holds(room.names.worker_lease("w1"), 0)
         assert side.leases.orphans.empty()
+
+
+async def test_an_answer_of_long_ago_says_nothing_of_the_connection(
+    room: Room, broker: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        await fill(room, 1)
+        side.intake.want(6)
+        first = await side.take()
+        source = side.intake._sources[NORMAL]
+        really_acquire, dead = Leases.acquire, asyncio.Event()
+
+        async def acquire_late(leases: Leases, claim: str, make: MakeMessage) -> LeaseHold:
+            hold = await really_acquire(leases, claim, make)
+            await eventually(lambda: source._heard > float("-inf"), "the broker has answered")
+            much_later = intake.boot_time() + 3600
+            monkeypatch.setattr(intake, "boot_time", lambda: much_later)
+            wire.black_hole()
+            dead.set()
+            return hold
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Leases, "acquire", acquire_late)
+            claiming = asyncio.create_task(first.claim("c1"))
+            async with asyncio.timeout(30):
+                await dead.wait()
+            assert not (await asyncio.wait({claiming}, timeout=0.5))[0], "nothing has come back over this connection"
+        await wire.cut()
+        wire.heal()
+        with pytest.raises(BrokerError):
+            await claiming
+        side.intake.want(6)
+        lease = await (await side.take()).claim("c2")
+        await lease.settle()
 
 
 async def test_a_lease_outlives_an_ack_of_which_nobody_knows_whether_it_arrived(
