@@ -19,6 +19,7 @@ from runner.adapters.amqp import intake, topology
 from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.intake import JobIntake
 from runner.adapters.amqp.leases import LeaseHold, Leases, MakeMessage
+from runner.adapters.amqp.pulse import boot_time
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
 from runner.job import Job, Priority
@@ -535,7 +536,7 @@ async def test_an_answer_of_long_ago_says_nothing_of_the_connection(
         async def acquire_late(leases: Leases, claim: str, make: MakeMessage) -> LeaseHold:
             hold = await really_acquire(leases, claim, make)
             await eventually(lambda: source._heard > float("-inf"), "the broker has answered")
-            much_later = intake.boot_time() + 3600
+            much_later = boot_time() + 3600
             monkeypatch.setattr(intake, "boot_time", lambda: much_later)
             wire.black_hole()
             dead.set()
