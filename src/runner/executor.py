@@ -91,6 +91,7 @@ class Run:
     _pump: LogPump = field(init=False)
     _bytes: int = 0
     _started: datetime | None = None
+    _telling: asyncio.Task[None] | None = None
     _ended: datetime | None = None
     _own_end: datetime | None = None
     _progress_told: bytes | None = None
@@ -315,7 +316,7 @@ class Run:
         self.timeline.started = started
         seconds = (started - self.claimed).total_seconds()
         self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
-        self.timeline.tell(
+        self._telling = self.timeline.tell(
             EventKind.STARTED,
             again=self.earlier.record.told + 1 if self.earlier is not None else None,
             container=container.id,
@@ -325,6 +326,9 @@ class Run:
         return started
 
     async def _write_down(self, container: Container, started: datetime) -> None:
+        """Put the start on record. Not before it was told: a later life that finds it there tells it no more."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
         limits = self.attempt.plan.limits
         deadline = started + limits.timeout + limits.grace
         claim = self.attempt.claim

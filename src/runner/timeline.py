@@ -72,15 +72,17 @@ class Timeline:
         """Whether the broker has not confirmed all events so far."""
         return any(not task.done() for task in self._untold)
 
-    def send(self, event: Event) -> None:
-        """Have the event published, after all that were sent before."""
+    def send(self, event: Event) -> asyncio.Task[None]:
+        """Have the event published, after all that were sent before; done when the broker has confirmed it."""
         self._untold = [task for task in self._untold if not task.done()]
         # Tasks start in the order of their making, and a channel sends in the order of its callers.
-        self._untold.append(self.tasks.create_task(self.events.publish(event)))
+        telling = self.tasks.create_task(self.events.publish(event))
+        self._untold.append(telling)
+        return telling
 
-    def tell(self, kind: EventKind, *, again: int | None = None, **details: Unpack[Details]) -> None:
+    def tell(self, kind: EventKind, *, again: int | None = None, **details: Unpack[Details]) -> asyncio.Task[None]:
         """Make the next event and send it."""
-        self.send(self.event(kind, again=again, **details))
+        return self.send(self.event(kind, again=again, **details))
 
     async def told(self) -> None:
         """Return when the broker has confirmed every event so far."""

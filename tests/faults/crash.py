@@ -1,6 +1,7 @@
 """`runner serve` that kills itself at one step: `python crash.py before|after module:Class.method serve`.
 
-The step is the first call of the method. SIGKILL leaves it no chance to tidy up, as a power cut would.
+The step is the first call of the method. `python crash.py written "UPDATE claims SET …" serve` does so when a statement
+that begins so is on the disk. SIGKILL leaves it no chance to tidy up, as a power cut would.
 """
 
 import importlib
@@ -9,6 +10,7 @@ import signal
 import sys
 from typing import Any
 
+from runner.adapters.database import Database
 from runner.cli import main
 
 
@@ -27,7 +29,23 @@ def arm(when: str, step: str) -> None:
     setattr(owner, name, crashing)
 
 
+def arm_write(beginning: str) -> None:
+    """Make the commit of such a statement the last thing that this process does."""
+    really = Database._together
+
+    def crashing(database: Database, group: Any) -> Any:
+        outcomes = really(database, group)
+        if any(work.statement.startswith(beginning) for work in group):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcomes
+
+    Database._together = crashing  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    arm(sys.argv[1], sys.argv[2])
+    if sys.argv[1] == "written":
+        arm_write(sys.argv[2])
+    else:
+        arm(sys.argv[1], sys.argv[2])
     sys.argv[1:] = sys.argv[3:]
     main()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.daemon import Daemon, Site, eventually, open_site
 from tests.e2e.submitter import STACK, Followed, open_submitter, sh
+from tests.faults.place import GO
 from tests.services import Endpoint
 
 from runner.adapters.journal import open_journal
@@ -54,6 +55,8 @@ IN_A_WINDOW = [
 
 The claim is on record or not: what a later life finds there without its lease, it gives up.
 """
+WRITTEN = ("written", "UPDATE claims SET container")
+"""The start of the job is on the disk, and nobody has heard that it is."""
 IN_A_RETRY = [("before", f"{LEASE}.retry"), ("after", f"{LEASE}.retry")]
 
 
@@ -85,9 +88,14 @@ async def through_a_crash(
         async with open_submitter(site.broker, site.ns) as submitter:
             job = await submitter.submit(sh(script), retry={"max": retries, "delay": 0})
             assert await first.exited() == -9
-            if (when, step) in WARM:
+            if warm and (when, step) in (*WARM, WRITTEN):
                 async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
                     assert await journal.names()  # it was given the container that waited
+            if (when, step) == WRITTEN:
+                async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
+                    [claim] = await journal.open_claims()
+                assert claim.deadline is not None
+                (site.state_dir / "jobs" / claim.record.claim / "progress").write_text("go on")
             async with site.daemon(**lease) as second:
                 await second.ready()
                 await job.event("finished", timeout=60)
@@ -131,6 +139,16 @@ async def test_killed_in_the_window_of_the_claim_no_job_is_lost(
     job = await through_a_crash(site, when, step, "echo done", 0, warm=warm)
     assert 1 <= len(ends(job)) <= 2, job.events
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+async def test_killed_when_its_start_is_on_record_a_job_goes_on_and_nothing_of_it_is_told_twice(
+    site: Site, *, warm: bool
+) -> None:
+    job = await through_a_crash(site, *WRITTEN, f"echo up; {GO}; echo done", 0, warm=warm)
+    assert [kind for kind in job.kinds if kind != "progress"] == ["claimed", "started", "finished"]
+    assert (job.result["outcome"], job.result["attempt"]) == ("succeeded", 1)
+    assert job.text() == "up\ndone\n"
 
 
 @pytest.mark.parametrize(("when", "step"), IN_A_RETRY)
