@@ -160,7 +160,8 @@ class Site:
         """The names of all containers that this site's daemons made."""
         async with aiodocker.Docker(url=self.engine) as docker:
             found = await docker.containers.list(all=True, filters={"label": [f"runner.worker={self.ns}"]})
-            return [container["Names"][0].lstrip("/") for container in found]
+            # One that is just being removed may be listed without a name.
+            return [(container["Names"] or [container["Id"]])[0].lstrip("/") for container in found]
 
     async def warm_containers(self) -> list[str]:
         """The names of those that wait for a job."""

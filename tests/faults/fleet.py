@@ -146,7 +146,8 @@ class Fleet:
         label = f"runner.worker={self.name(letter)}"
         async with aiodocker.Docker(url=self.site.engine) as docker:
             found = await docker.containers.list(all=not running, filters={"label": [label]})
-            return [container["Names"][0].lstrip("/") for container in found]
+            # One that is just being removed may be listed without a name.
+            return [(container["Names"] or [container["Id"]])[0].lstrip("/") for container in found]
 
     async def idle(self) -> bool:
         """Whether no container is left, which is the last thing that a job's worker sees to."""
