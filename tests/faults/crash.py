@@ -39,7 +39,7 @@ def arm_write(beginning: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return outcomes
 
-    Database._together = crashing  # type: ignore[method-assign]
+    setattr(Database, "_together", crashing)  # noqa: B010 - of another type for mypy
 
 
 if __name__ == "__main__":
