@@ -169,6 +169,7 @@ class Run:
             self.may_live = True  # it may have been told to begin
             return Exit() if self.earlier is None else Exit(lost=self._unadopted, remains=self._unadopted)
         started = self._begun(container)
+        self._end_flood()
         try:
             return await self._see_through(container, started)
         finally:
@@ -339,8 +340,12 @@ class Run:
             return  # the last word on it has been said
         self._bytes += len(data)
         self._pump.write(stream, self._redactor.feed(stream, data))
+        self._end_flood()
+
+    def _end_flood(self) -> None:
+        """End a job that wrote too much, if its stack wants that; not before its launch is over, which is at hand."""
         plan = self.attempt.plan
-        if plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
+        if self._started is not None and plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
     async def _look_after(self, container: Container, started: datetime, tasks: asyncio.TaskGroup) -> None:
