@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from secrets import token_hex
 from typing import Any
 
@@ -504,7 +505,11 @@ async def test_a_lease_of_an_earlier_life_that_is_given_back_is_not_lost(room: R
 
 
 async def test_nothing_is_claimed_over_a_connection_that_is_dead_and_looks_alive(room: Room, broker: Endpoint) -> None:
-    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+    soon = timedelta(seconds=2)  # the broker misses as many heartbeats as it takes to put back what it cannot deliver
+    async with (
+        Proxy(broker.url) as wire,
+        open_side(room.names, room.queues, wire.url, broker.url, heartbeat=soon) as side,
+    ):
         await fill(room, 1)
         side.intake.want(1)
         first = await side.take()
