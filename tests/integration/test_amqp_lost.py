@@ -291,6 +291,34 @@ class Stuck(Publisher):
         await super().publish(exchange, routing_key, message, **more)
 
 
+class Held(Publisher):
+    """Publishes a renewal when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
+
+    async def publish(self, exchange: str, routing_key: str, message: aio_pika.Message, **more: Any) -> None:
+        if message.headers.get(Header.LEASE_SEQ) == 2:
+            self.reached.set()
+            await self.go.wait()
+        await super().publish(exchange, routing_key, message, **more)
+
+
+async def test_a_worker_that_ends_waits_for_the_copy_that_is_on_its_way(room: Room, wire: Proxy) -> None:
+    publisher = Held()
+    async with owner_side(room, wire, publisher=publisher) as owner:
+        hold = await owner.claim("c1")
+        await asyncio.wait_for(publisher.reached.wait(), 30)
+        await hold.give_up()
+        drained = asyncio.ensure_future(owner.leases.drained())
+        await eventually(lambda: _is_empty(room), "the first copy is acked")
+        assert not drained.done()
+        publisher.go.set()
+        await asyncio.wait_for(drained, 30)
+    assert await left(room) == {}
+
+
 async def test_a_renewal_that_hangs_holds_up_no_other_and_is_not_piled_up(room: Room, wire: Proxy) -> None:
     publisher = Stuck("stuck")
     async with owner_side(room, wire, publisher=publisher) as owner:

@@ -190,6 +190,7 @@ async def open_broker(
                 links=links,
                 heard=leases.heard,
             )
+            await leases.drained()
         finally:
             for task in running:
                 task.cancel()

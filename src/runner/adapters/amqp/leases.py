@@ -38,6 +38,8 @@ _AGAIN = 1.0
 _MISSING = 30.0
 """Seconds after which a lease that neither came back nor was taken over is made again: the broker has lost it, or is
 stuck with it (a queue's dead letters that were on their way when the broker was killed are sent again 3 min later)."""
+_DRAINED_WITHIN = 5.0
+_LOOK_AGAIN = 0.01
 _WEEK = 604_800_000
 _ENDED_KEPT = 10_000
 
@@ -127,7 +129,7 @@ class Leases:
     orphans: asyncio.Queue[AbstractIncomingMessage] = field(default_factory=asyncio.Queue)
     _holds: dict[str, LeaseHold] = field(default_factory=dict)
     _orphaned: set[str] = field(default_factory=set)
-    _ended: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _ended: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _back: asyncio.Queue[LeaseHold] = field(default_factory=asyncio.Queue)
     _since: float | None = None
     _news: int = 0
@@ -212,6 +214,19 @@ class Leases:
         self._end(hold)
         await self._ack(hold.copy)
 
+    async def drained(self) -> None:
+        """Return when no copy of a lease that was given up is on its way, after 5 s at most, or when we are cut off.
+
+        One that comes into the queue when we are gone would expire there, and have a job run again that is over.
+        """
+        try:
+            async with asyncio.timeout(_DRAINED_WITHIN):
+                while self._since is not None and any(self._ended.values()):  # noqa: ASYNC110 - only who ends looks
+                    await asyncio.sleep(_LOOK_AGAIN)
+        except TimeoutError:
+            late = [claim for claim, seq in self._ended.items() if seq]
+            log.warning("copies of leases that were given up have not arrived", extra={"claims": late})
+
     def let_go(self, hold: LeaseHold) -> None:
         """Hold the lease no more; its copy comes with the next connection, an orphan like those of an earlier life."""
         self._holds.pop(hold.claim, None)
@@ -280,6 +295,8 @@ class Leases:
         claim, seq = str(message.headers.get(Header.CLAIM)), message.headers.get(Header.LEASE_SEQ)
         hold = self._holds.get(claim)
         if claim in self._ended:
+            if isinstance(seq, int) and seq >= self._ended[claim]:
+                self._ended[claim] = 0
             await self._ack(message)
         elif hold is None or not isinstance(seq, int):
             await self._take_orphan(claim, message)
@@ -311,7 +328,7 @@ class Leases:
             hold.known.set()
             await self.forget(hold)
         else:
-            self._note_end(claim)
+            self._note_end(claim, 0)
         await self.superseded(claim)
         self._news -= 1
         if self._news <= 0:
@@ -320,11 +337,15 @@ class Leases:
 
     def _end(self, hold: LeaseHold) -> None:
         self._holds.pop(hold.claim, None)
-        self._note_end(hold.claim)
+        on_its_way = hold.seq > hold.held and not hold.taken.is_set()
+        self._note_end(hold.claim, hold.seq if on_its_way else 0)
 
-    def _note_end(self, claim: str) -> None:
-        """Remember that copies of the claim are to be acked, wherever they were all the time."""
-        self._ended[claim] = None
+    def _note_end(self, claim: str, on_its_way: int) -> None:
+        """Remember that copies of the claim are to be acked, wherever they were all the time.
+
+        `on_its_way` is the number of the newest one if that has not arrived, else 0.
+        """
+        self._ended[claim] = on_its_way
         while len(self._ended) > _ENDED_KEPT:
             self._ended.popitem(last=False)
 
