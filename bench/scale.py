@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
@@ -13,6 +15,7 @@ from bench.stage import Stage, say
 from bench.subject import Subject
 
 _MIB = 2**20
+_SLEEPS = ("sleep", "1800")
 _TELLS = ("sh", "-c", "while :; do read up rest </proc/uptime; echo $up; sleep 20; done")
 """Writes the time since the machine's start, in hundredths of a second, every 20 s."""
 _LIMITS = {"cpus": 0.1, "memory": "16m", "disk": "4m", "timeout": "30m", "grace": "2s"}
@@ -29,19 +32,35 @@ async def measure(stage: Stage) -> Found:
         celery = await _peak(worker)
     async with stage.runner(f"Runner, {_FEW} jobs at a time", capacity__max_jobs=str(_FEW)) as runner:
         pss = await _peak(runner)
+    silent = await _crowd(stage, _SLEEPS)
+    telling = await _crowd(stage, _TELLS)
+    return _found(silent, telling, pss, celery)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """A daemon and its idle jobs: resident MiB by their number, percent of a core, milliseconds that lines were late."""
+
+    resident: dict[int, float]
+    share: float
+    delays: list[float]
+
+
+async def _crowd(stage: Stage, command: Sequence[str]) -> _Seen:
+    """What a daemon of its own has with more and more jobs, and costs with all of them."""
     async with stage.runner("Runner", capacity__memory="400g") as runner:
         members, rss = list[Member](), {0: resident_bytes(runner.daemon) / _MIB}
         for count in sorted({_FEW, _MANY, stage.options.idle}):
-            members += await runner.crowd.submit_all(count - len(members), _TELLS, limits=_LIMITS)
+            members += await runner.crowd.submit_all(count - len(members), command, limits=_LIMITS)
             await runner.watch_over(members)
             rss[count] = resident_bytes(runner.daemon) / _MIB
             say(f"{count} jobs run: {rss[count]:.1f} MiB resident")
         share, delays = await _watch(runner, stage.options.watch)
         await runner.watch_over(members)
         rss[stage.options.idle] = resident_bytes(runner.daemon) / _MIB
-        say("ending them")
+        say(f"{share:.2f} % of a core; ending them")
         await runner.crowd.cancel(members)
-    return _found(rss, pss, celery, share, delays)
+    return _Seen(resident=rss, share=share, delays=delays)
 
 
 async def _peak(subject: Subject) -> float:
@@ -67,28 +86,44 @@ async def _watch(runner: Runner, seconds: float) -> tuple[float, list[float]]:
     before, began = runner.spent(), time.monotonic()
     await asyncio.sleep(seconds)
     share = 100 * (runner.spent() - before) / (time.monotonic() - began)
-    if not delays:
-        raise RuntimeError("no job has written anything")
     return share, delays
 
 
-def _found(rss: dict[int, float], pss: float, celery: float, share: float, delays: list[float]) -> Found:
-    idle, late = max(rss), quantiles(delays, n=20, method="inclusive")[-1]
+def _found(silent: _Seen, telling: _Seen, pss: float, celery: float) -> Found:
+    if not telling.delays:
+        raise RuntimeError("no job has written anything")
+    rss, idle = silent.resident, max(silent.resident)
+    late = quantiles(telling.delays, n=20, method="inclusive")[-1]
     return Found(
-        title="Idle jobs at once, each writing a line every 20 s",
+        title="Idle jobs at once",
         columns=["jobs", "resident, MiB", "CPU, % of a core", "log delay p50, ms", "p95, ms"],
         rows=[
             *([str(count), f"{size:.1f}", "", "", ""] for count, size in rss.items() if count != idle),
-            [str(idle), f"{rss[idle]:.1f}", f"{share:.2f}", f"{median(delays):.0f}", f"{late:.0f}"],
+            [str(idle), f"{rss[idle]:.1f}", f"{silent.share:.2f}", "", ""],
+            [
+                f"{idle}, each writing a line every 20 s",
+                f"{telling.resident[idle]:.1f}",
+                f"{telling.share:.2f}",
+                f"{median(telling.delays):.0f}",
+                f"{late:.0f}",
+            ],
             [f"{_STREAM} short ones, {_FEW} at a time, peak (PSS)", f"{pss:.1f}", "", "", ""],
             ["the same, Celery (PSS)", f"{celery:.1f}", "", "", ""],
         ],
         targets=[
-            at_most(f"{idle} idle jobs: CPU, percent of a core", share, _SHARE, "%"),
-            at_most(f"{idle} idle jobs: resident", rss[idle], _RESIDENT, "MiB"),
-            at_most(f"{idle} idle jobs: log delay, p95", late, _DELAY, "ms"),
+            at_most(f"{idle} idle jobs: CPU, percent of a core", silent.share, _SHARE, "%"),
+            at_most(f"{idle} idle jobs: resident", max(rss[idle], telling.resident[idle]), _RESIDENT, "MiB"),
+            at_most(f"{idle} jobs that write now and then: log delay, p95", late, _DELAY, "ms"),
             at_most(f"{_MANY} jobs: resident", rss.get(_MANY, rss[idle]), _RESIDENT_MANY, "MiB"),
             at_most(f"{_FEW} jobs at a time: peak of memory (PSS), of Celery's", pss / celery, _OF_CELERY, ""),
         ],
-        raw={"resident_mib": rss, "pss_mib": pss, "celery_pss_mib": celery, "cpu_percent": share, "delays_ms": delays},
+        raw={
+            "resident_mib": rss,
+            "resident_telling_mib": telling.resident,
+            "pss_mib": pss,
+            "celery_pss_mib": celery,
+            "cpu_percent": silent.share,
+            "cpu_percent_telling": telling.share,
+            "delays_ms": telling.delays,
+        },
     )
