@@ -39,7 +39,7 @@ async def measure(stage: Stage) -> Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """A daemon and its idle jobs: resident MiB by their number, percent of a core, milliseconds that lines were late."""
+    """A daemon and its idle jobs: resident MiB by their number, percent of a core, how many ms lines were late."""
 
     resident: dict[int, float]
     share: float

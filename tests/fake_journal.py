@@ -14,6 +14,7 @@ class FakeJournal:
         self._now = now
         self.open: dict[str, ClaimRecord] = {}
         self.containers: dict[str, tuple[str, datetime]] = {}
+        self.told: set[str] = set()
         self.over: dict[str, tuple[ClaimRecord, datetime, bool]] = {}
         self.stops: dict[str, tuple[StopReason, str]] = {}
         self.positions: dict[str, LogPosition] = {}
@@ -27,6 +28,10 @@ class FakeJournal:
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
         if claim in self.open:
             self.containers[claim] = (container, deadline)
+
+    async def start_told(self, claim: str) -> None:
+        if claim in self.open:
+            self.told.add(claim)
 
     async def stopping(self, claim: str, reason: StopReason, detail: str) -> None:
         self.stops[claim] = (reason, detail)

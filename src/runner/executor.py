@@ -183,7 +183,8 @@ class Run:
             if container.ended is None:  # else it ended by itself while no daemon ran, perhaps long ago
                 ends.append(tasks.create_task(self._stopping.enforce(container, started)))
             beside = [
-                tasks.create_task(self._look_after(container, started, tasks)),
+                tasks.create_task(self._write_down(container, started)),
+                tasks.create_task(self._look_after(container, tasks)),
                 tasks.create_task(self._pump.run()),
             ]
             try:
@@ -209,7 +210,7 @@ class Run:
         """Get what the job needs, for as long as it may still start, and launch it."""
         job = self.attempt.plan.job
         if self.earlier is None:
-            # Sent when this first waits for something: a container that waited has its job by then.
+            # Sent when this first waits for something: where nothing is to be prepared, the job has its container then.
             self.timeline.tell(EventKind.CLAIMED)
         late = None
         if job.start_by is not None and self.attempt.number == 1:
@@ -231,6 +232,8 @@ class Run:
 
         None when the engine says nothing of it, or its secrets cannot be read, until the job's time is over.
         """
+        if not earlier.start_told:
+            self.timeline.tell(EventKind.CLAIMED, again=earlier.record.told)
         try:
             return await self._made(self._take_up(), self._out_of_patience(earlier))
         except NeverStarted:
@@ -312,28 +315,30 @@ class Run:
             # The container may have to guess, where the beginning of a long log is gone.
             started = self._started = self.earlier.deadline - plan.limits.timeout - plan.limits.grace
             self.observer.job_adopted(plan)
-            self.timeline.started = started
-            return started
+        else:
+            seconds = (started - self.claimed).total_seconds()
+            self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
         self.timeline.started = started
-        seconds = (started - self.claimed).total_seconds()
-        self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
-        self._telling = self.timeline.tell(
-            EventKind.STARTED,
-            again=self.earlier.record.told + 1 if self.earlier is not None else None,
-            container=container.id,
-            warm=container.warm,
-            deadline=started + plan.limits.timeout,
-        )
+        if self.earlier is None or not self.earlier.start_told:
+            self._telling = self.timeline.tell(
+                EventKind.STARTED,
+                again=self.earlier.record.told + 1 if self.earlier is not None else None,
+                container=container.id,
+                warm=container.warm,
+                deadline=started + plan.limits.timeout,
+            )
         return started
 
     async def _write_down(self, container: Container, started: datetime) -> None:
-        """Put the start on record. Not before it was told: a later life that finds it there tells it no more."""
-        if self._telling is not None:
-            await asyncio.wait({self._telling})
+        """Put the start on record, and that it was told as soon as it was: a life that finds both tells it no more."""
         limits = self.attempt.plan.limits
         deadline = started + limits.timeout + limits.grace
-        claim = self.attempt.claim
+        claim, telling = self.attempt.claim, self._telling
         await note("a job's start", claim, self.journal.started(claim, container.id, deadline))
+        if telling is not None:
+            await asyncio.wait({telling})
+            if not telling.cancelled() and telling.exception() is None:
+                await note("that a job's start was told", claim, self.journal.start_told(claim))
 
     def _output(self, stream: Stream, data: bytes) -> None:
         if self._stopping.resisted:
@@ -348,15 +353,13 @@ class Run:
         if self._started is not None and plan.stack.log_flood_kills and self._bytes > plan.limits.log_bytes:
             self.stop(StopReason.OUTPUT_LIMIT)
 
-    async def _look_after(self, container: Container, started: datetime, tasks: asyncio.TaskGroup) -> None:
-        """Note the job's start and how far its log is safe, tell its progress, and end it if it writes too much.
+    async def _look_after(self, container: Container, tasks: asyncio.TaskGroup) -> None:
+        """Once a second, note how far the log is safe, tell the job's progress, and end it if it wrote too much.
 
-        That is where nothing but this bounds it. One task, since there may be hundreds of jobs. A look at the disk is
-        another of `tasks`, for it may take a minute; it is made only where something might be found.
+        A look at what it wrote is one of `tasks`, for it may take a minute. None is made where it would find nothing.
         """
         loop, look = asyncio.get_running_loop(), None
         try:
-            await self._write_down(container, started)
             while True:
                 await asyncio.sleep(_until_look(loop.time()))
                 if not self.timeline.behind:  # else the broker is away; the newest word goes out when it is back
@@ -383,7 +386,7 @@ class Run:
     def _tell_progress(self, container: Container) -> None:
         """Tell what the job wrote, unless that was told before, or anything within a second."""
         now = asyncio.get_running_loop().time()
-        if now < self._progress_due:
+        if now < self._progress_due - _LOOKS_MEET / 2:
             return
         found = container.progress()
         if found is not None and found != self._progress_told:
@@ -422,7 +425,8 @@ async def _outcome_of(launch: Awaitable[Container]) -> Container | Exception:
 
 def _until_look(now: float) -> float:
     """Seconds until the next look, from one at `now` by the loop's clock."""
-    return math.ceil((now + _LOOK_EVERY) / _LOOKS_MEET) * _LOOKS_MEET - now
+    this = round(now / _LOOKS_MEET)  # a timer goes off a little late
+    return (this + math.ceil(_LOOK_EVERY / _LOOKS_MEET)) * _LOOKS_MEET - now
 
 
 def _progress(raw: bytes, redactor: Redactor) -> Json:

@@ -392,6 +392,7 @@ class OpenClaim:
     lives: int
     container: str | None = None
     deadline: datetime | None = None
+    start_told: bool = False
     stop: StopReason | None = None
     stop_detail: str = ""
     logged: LogPosition = LogPosition()
@@ -404,13 +405,16 @@ class Journal(Protocol):
         """Write down the claim before anything is made for it."""
 
     async def started(self, claim: str, container: str, deadline: datetime) -> None:
-        """Write down which container runs the claim, and when the job has to be gone."""
+        """Write down which container runs the claim, and when the job has to be gone: within 0.1 s, or not at all."""
+
+    async def start_told(self, claim: str) -> None:
+        """The events `claimed` and `started` are confirmed; written like the start."""
 
     async def stopping(self, claim: str, reason: StopReason, detail: str) -> None:
         """Write down that we end the job, and why, before any signal is sent."""
 
     async def logged(self, claim: str, position: LogPosition) -> None:
-        """Write down how far the job's log was offered."""
+        """Write down how far the job's log was offered: within half a second, or not at all."""
 
     async def adopted(self, claim: str) -> None:
         """A new life goes on with the claim."""
@@ -422,7 +426,7 @@ class Journal(Protocol):
         """Nobody knows what became of the claim: its lease has not come back, but may still."""
 
     async def paid(self, claim: str) -> None:
-        """The event that was owed is confirmed."""
+        """The event that was owed is confirmed; written like the start."""
 
     async def is_over(self, claim: str) -> bool:
         """Whether the claim is known to be over."""

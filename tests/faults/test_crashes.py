@@ -120,6 +120,7 @@ async def test_killed_where_a_container_that_waited_is_given_to_a_job_it_ends_on
     job = await through_a_crash(site, when, step, "echo up; sleep 0.5; echo done", 0, warm=True)
     assert len(ends(job)) == 1, job.events
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+    assert {"claimed", "started"} <= set(job.kinds), "whatever was under way to the broker is told again"
     assert job.text() == "up\ndone\n"
 
 
@@ -128,6 +129,7 @@ async def test_killed_at_a_step_a_job_ends_once(site: Site, when: str, step: str
     job = await through_a_crash(site, when, step, "sleep 0.3; echo done", 0)
     assert len(ends(job)) == 1, job.events
     assert {event["outcome"] for event in job.events if event["event"] == "finished"} == {"succeeded"}
+    assert {"claimed", "started"} <= set(job.kinds), "whatever was under way to the broker is told again"
 
 
 @pytest.mark.parametrize(

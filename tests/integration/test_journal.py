@@ -118,7 +118,7 @@ async def test_of_more_jobs_than_are_known_by_heart_none_is_forgotten(
     async with open_journal(state_dir, lambda: time) as journal:
         assert await known() == [False, False, True, True, True, False]  # as in the file, which nobody has read yet
         assert not journal._finished
-        await journal.owed_notices()
+        await journal.load()
         assert len(journal._finished) == 3
         assert await known() == [False, False, True, True, True, False]
         time += timedelta(minutes=10)

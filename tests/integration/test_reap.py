@@ -189,6 +189,7 @@ async def test_beside_a_daemon_a_container_on_its_way_to_a_job_is_left_alone(
         assert all((folder / "claimed").is_dir() for folder in place.places)
     await reap.reap_expired(settings)
     assert await place.ids() == set()
+    assert [name for folder in place.places for name in folder.iterdir()] == []
 
 
 async def test_a_container_that_has_not_got_its_name_is_its_claims(

@@ -55,6 +55,7 @@ ENDS = ("ends",)
 SPEAKS = ("speaks",)
 RUNS = ("runs",)
 DEAF = ("deaf",)
+BEGIN = (EventKind.CLAIMED, EventKind.STARTED)
 HANGS = ("hangs",)
 FETCHES = ("fetches",)
 SCRIPTS: Mapping[tuple[str, ...], Script] = {
@@ -630,7 +631,7 @@ async def adopted(house: House, **more: object) -> None:
     limits = house.attempt.plan.limits
     deadline = container.started + limits.timeout + limits.grace
     house.earlier = replace(
-        OpenClaim(record=house.record, lives=0, container=container.id, deadline=deadline),
+        OpenClaim(record=house.record, lives=0, container=container.id, deadline=deadline, start_told=True),
         **more,  # type: ignore[arg-type]
     )
 
@@ -651,12 +652,41 @@ async def test_a_job_of_an_earlier_life_goes_on_where_it_was() -> None:
 
 async def test_a_start_that_an_earlier_life_did_not_note_is_told_under_the_number_that_it_had_there() -> None:
     house = House(*RUNS)
-    await adopted(house, deadline=None, record=replace(house.record, told=2))
+    await adopted(house, deadline=None, start_told=False, record=replace(house.record, told=2))
+    assert await told_again(house) == [(EventKind.CLAIMED, 2), (EventKind.STARTED, 3)]
+    assert len(house.observer.started) == 1
+
+
+async def test_a_start_that_nobody_may_have_heard_of_is_told_again_though_it_is_on_record() -> None:
+    house = House(*RUNS)
+    await adopted(house, start_told=False, record=replace(house.record, told=2))
+    assert await told_again(house) == [(EventKind.CLAIMED, 2), (EventKind.STARTED, 3)]
+    assert house.observer.started == [], "the earlier life counted it"
+
+
+async def told_again(house: House) -> list[tuple[EventKind, int]]:
+    """What a later life tells of the start, and under which numbers."""
     async with house.run() as (_, _running):
         await until(lambda: house.runs)
         house.container.finish(Exit(code=0, complete=True))
-    (started,) = [event for event in house.events.of("job-1") if event.kind is EventKind.STARTED]
-    assert started.seq == 3, "the event after `claimed`"
+    return [(event.kind, event.seq) for event in house.events.of("job-1") if event.kind in BEGIN]
+
+
+async def test_that_a_start_was_told_is_on_record_once_it_is_confirmed_and_the_start_at_once() -> None:
+    house = House(*RUNS)
+    house.events.confirms.clear()
+    async with house.run() as (_, _running):
+        await until(lambda: "c1" in house.journal.containers)
+        assert house.journal.told == set()
+        house.events.confirms.set()
+        await until(lambda: house.journal.told == {"c1"})
+        house.container.finish(Exit(code=0, complete=True))
+
+
+def test_jobs_that_began_at_different_moments_are_looked_at_in_the_same_ones_once_a_second() -> None:
+    looks = {began: began + executor._until_look(began) for began in (5.02, 5.031, 5.049)}
+    assert {round(look, 6) for look in looks.values()} == {6.0}
+    assert 6.003 + executor._until_look(6.003) == pytest.approx(7.0), "a timer that went off late"
 
 
 async def test_a_job_that_an_earlier_life_was_ending_is_ended_for_the_same_reason() -> None:
@@ -782,13 +812,18 @@ async def test_the_engine_is_not_asked_about_a_job_that_can_have_no_excess(monke
     assert running.result().verdict.outcome is Outcome.DISK_LIMIT
 
 
-async def test_a_job_that_writes_too_much_is_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("broker", ["there", "away"])
+async def test_a_job_that_writes_too_much_is_ended_at_once(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "_LOOK_EVERY", 0.001)
     house = House(*DEAF, limits=Limits(grace=LONG))
+    if broker == "away":
+        house.events.confirms.clear()  # nor is the start on record
     async with house.run() as (_, running):
         await until(lambda: house.runs)
         container = house.container
         container.too_much = "wrote 5 GiB"
+        await until(running.done)
+        house.events.confirms.set()
     verdict = running.result().verdict
     assert (verdict.outcome, verdict.blame, verdict.reason) == (Outcome.DISK_LIMIT, Blame.JOB, "wrote 5 GiB")
     assert container.signals == ["KILL"]

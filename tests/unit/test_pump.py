@@ -77,6 +77,25 @@ async def test_it_looks_early_only_for_what_is_due_earlier(monkeypatch: pytest.M
         await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_position_is_on_record_once_the_log_is_safe_up_to_it_and_only_once() -> None:
+    sink = FakeLogSink()
+    noting = pump(sink)
+    positions = list[LogPosition]()
+
+    async def logged(_claim: str, position: LogPosition) -> None:
+        positions.append(position)
+
+    noting.journal.logged = logged  # type: ignore[method-assign, assignment]
+    sink.stuck = True
+    noting.write(Stream.OUT, b"one\n")
+    await noting.note_position()
+    assert positions == []
+    sink.stuck = False
+    for _ in range(2):
+        await noting.note_position()
+    assert positions == [LogPosition(out=4, err=0, seq=1)]
+
+
 async def turns() -> None:
     """Let the others have some turns of the event loop, in much less time than a batch waits."""
     for _ in range(10):

@@ -1,8 +1,9 @@
 """What this worker holds and ran, in `<state_dir>/journal.db`.
 
 Each write is one statement, safe on disk when the call returns: the daemon may be killed between any two instructions,
-and a cancelled call leaves nothing half done. `started` and `paid` are safe a moment later, with whatever is written
-next: a life that finds them missing says once more what it says anyway, under the same `message_id`.
+and a cancelled call leaves nothing half done. `started`, `start_told`, `paid` and `logged` are put off, to be written
+with whatever is next, and their failures are only logged: a life that finds them missing reads the start from the
+container, and says once more, under the same `message_id`, what was told, or the lines that were offered.
 """
 
 import asyncio
@@ -76,6 +77,9 @@ _MIGRATIONS = (
     """
     ALTER TABLE claims ADD COLUMN waited TEXT;  -- the id of a container that waited and is the claim's
     """,
+    """
+    ALTER TABLE claims ADD COLUMN start_told INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """One script for each version of the schema; `user_version` counts those that were applied. Only ever add to it."""
 
@@ -98,7 +102,7 @@ class SqliteJournal:
         self._loaded = False
 
     async def claimed(self, record: ClaimRecord) -> None:
-        """Write down the claim before anything is made for it. Raises `JournalError`, as all of these do."""
+        """The claim, before anything is made for it. Raises `JournalError`, as all do that are not put off."""
         await self._run(
             "INSERT OR IGNORE INTO claims (claim, tenant, id, container_name, attempt, claimed, told, choices, waited)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -118,6 +122,10 @@ class SqliteJournal:
         self._database.run_soon(
             "UPDATE claims SET container = ?, deadline = ? WHERE claim = ?", container, _to_number(deadline), claim
         )
+
+    async def start_told(self, claim: str) -> None:
+        """The events of the claim's start are confirmed. A failure is only logged."""
+        self._database.run_soon("UPDATE claims SET start_told = 1 WHERE claim = ?", claim)
 
     async def stopping(self, claim: str, reason: StopReason, detail: str) -> None:
         """Write down that we end the job, and why."""
@@ -170,17 +178,25 @@ class SqliteJournal:
         self._database.run_soon("DELETE FROM owed WHERE claim = ?", claim)
 
     async def owed_notices(self) -> Mapping[str, Notice]:
-        """What an earlier life could not publish, by claim; those claims are over.
-
-        It is what a daemon begins with, and so the jobs that were finished last are learned by heart.
-        """
+        """What an earlier life could not publish, by claim; those claims are over."""
         await self._run(
             "UPDATE claims SET ended = ?, finished = 1 WHERE ended IS NULL AND claim IN (SELECT claim FROM owed)",
             _to_number(self._now()),
         )
-        await self._load()
         rows = await self._run("SELECT claim, notice FROM owed ORDER BY claim")
         return {row["claim"]: Notice.from_json(row["notice"]) for row in rows}
+
+    async def load(self) -> None:
+        """Learn by heart the jobs that were finished last: `finished_lately` seldom has to look into the file then."""
+        rows = await self._run(
+            "SELECT tenant, id, ended FROM claims WHERE finished = 1 AND ended IS NOT NULL ORDER BY ended DESC LIMIT ?",
+            _REMEMBERED,
+        )
+        for row in reversed(rows):
+            self._remember(JobKey(tenant=row["tenant"], id=row["id"]), row["ended"])
+        if len(rows) == _REMEMBERED:
+            self._whole_since = max(self._whole_since, rows[-1]["ended"])
+        self._loaded = True
 
     async def finished_lately(self, key: JobKey, within: timedelta) -> bool:
         """Whether this worker finished that job within that time (at most `KEPT`)."""
@@ -199,7 +215,7 @@ class SqliteJournal:
         """The claims that were not ended, oldest first: at start, what an earlier life of this worker left."""
         rows = await self._run(
             "SELECT claim, tenant, id, container_name, attempt, claimed, container, deadline, choices, lives, stop,"
-            " stop_detail, logged_out, logged_err, logged_seq, told, waited FROM claims"
+            " stop_detail, logged_out, logged_err, logged_seq, told, start_told, waited FROM claims"
             " WHERE ended IS NULL ORDER BY claimed, claim"
         )
         return tuple(_open_claim(row) for row in rows)
@@ -230,17 +246,6 @@ class SqliteJournal:
         """Forget the claims that ended longer than `KEPT` ago."""
         self._pruned = self._now()
         await self._run("DELETE FROM claims WHERE ended < ?", _to_number(self._pruned - KEPT))
-
-    async def _load(self) -> None:
-        rows = await self._run(
-            "SELECT tenant, id, ended FROM claims WHERE finished = 1 AND ended IS NOT NULL ORDER BY ended DESC LIMIT ?",
-            _REMEMBERED,
-        )
-        for row in reversed(rows):
-            self._remember(JobKey(tenant=row["tenant"], id=row["id"]), row["ended"])
-        if len(rows) == _REMEMBERED:
-            self._whole_since = max(self._whole_since, rows[-1]["ended"])
-        self._loaded = True
 
     def _remember(self, key: JobKey, ended: int) -> None:
         """Only by its hash: where two keys share one, the file tells."""
@@ -369,6 +374,7 @@ def _open_claim(row: sqlite3.Row) -> OpenClaim:
         lives=row["lives"],
         container=row["container"],
         deadline=_to_time(row["deadline"]) if row["deadline"] is not None else None,
+        start_told=bool(row["start_told"]),
         stop=StopReason(row["stop"]) if row["stop"] is not None else None,
         stop_detail=row["stop_detail"],
         logged=LogPosition(out=row["logged_out"], err=row["logged_err"], seq=row["logged_seq"]),

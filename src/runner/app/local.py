@@ -196,7 +196,6 @@ class Local:
             choices=Choices.of(plan),
         )
         await self.journal.claimed(record)
-        timeline.tell(EventKind.CLAIMED)
         run = Run(
             attempt=attempt,
             claimed=claimed,

@@ -75,10 +75,12 @@ async def reap_expired(settings: Settings) -> Reaped:
             await opened.client.ping()
             # First, for a claim is in the journal before its job has a container, or one that waited has its name:
             # what is listed and not there is unknown.
-            listed = await opened.sweep.found()
+            listed, folders = await opened.sweep.found(), opened.sweep.folders()
             serves = WorkerLock(settings.worker.state_dir).held()
             found, wanted = await _wanted(settings, listed, serves=serves)
             left = await opened.sweep.clear(found, wanted, grace=GRACE if serves else timedelta(0))
+            if not serves:  # of a container that was to get a job, a folder may bear another name than it did
+                await opened.sweep.clear_folders(folders, wanted | left)
             killed = await clear_killed(settings)
     except TimeoutError:
         raise EngineGone(f"the engine did not remove everything within {_LIMIT.total_seconds():.0f} s") from None

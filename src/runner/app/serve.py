@@ -180,6 +180,7 @@ class Daemon:
     async def _work(self, stop: "Stop", manager: ServiceManager) -> None:
         try:
             await ready_topology(self.settings)
+            await self.journal.load()
             self.debts.owed.update(await self.journal.owed_notices())
             for notice in self.debts.owed.values():
                 self.history.note(notice)

@@ -96,12 +96,22 @@ class Sweep:
         self._audit.look(idle=still_idle, listed=listed - waiting, waiting=len(waiting))
         left = await self.clear(found, known, grace=grace, patience=patience)
         self._count(found, known)
-        await self._sweep_folders(known | left | self._known())
+        await self.clear_folders(self.folders(), known | left | self._known())
         return len(left)
 
     async def found(self) -> Sequence[Listed]:
         """All containers of this worker. Raises `EngineError`."""
         return await self._client.labelled(f"{LABEL_WORKER}={self._worker}")
+
+    def folders(self) -> frozenset[str]:
+        """The names of all folders of jobs, and of containers that wait for one."""
+        return self._folders.names()
+
+    async def clear_folders(self, found: frozenset[str], owned: frozenset[str]) -> None:
+        """Remove those whose container is not among the `owned`, by name."""
+        for name in found:
+            if container_of(name, self._worker) not in owned:
+                await self._remove_folder(self._folders.of(name))
 
     async def clear(
         self, found: Sequence[Listed], known: frozenset[str], *, grace: timedelta, patience: timedelta = _PATIENCE
@@ -133,11 +143,6 @@ class Sweep:
         """Whatever we counted and nobody owns is gone if the engine does not list it."""
         for name in self._census.living() - known - {container.name for container in found} - self._known():
             self._census.gone(name)
-
-    async def _sweep_folders(self, owned: frozenset[str]) -> None:
-        for name in self._folders.names():
-            if container_of(name, self._worker) not in owned:
-                await self._remove_folder(self._folders.of(name))
 
     async def _remove_folder(self, folder: JobFolder) -> None:
         try:
