@@ -106,7 +106,8 @@ class FakeEngine:
     """Implements `runner.ports.Engine`. Which script a container follows is told by its job's command.
 
     `live` has the containers that were made and not discarded; `launched` and `discarded` have every name in order;
-    `kept` has the names that sweeps would leave alone.
+    `kept` has the names that sweeps would leave alone. `patient` tells of each removal whether it might wait; while
+    `hurried` is not set, those wait until somebody says `hurry`.
     """
 
     def __init__(self, scripts: Mapping[tuple[str, ...], Script] | None = None, default: Script = RUNS) -> None:
@@ -117,7 +118,9 @@ class FakeEngine:
         self.preparing: list[str] = []
         self.launched: list[str] = []
         self.discarded: list[str] = []
-        self.at_once: list[bool] = []
+        self.patient: list[bool] = []
+        self.hurried = asyncio.Event()
+        self.hurried.set()
         self.kept: set[str] = set()
         self.expected: dict[str, Plan] = {}
         self.waited: str | None = None  # the id of the container that waits
@@ -167,11 +170,16 @@ class FakeEngine:
             container.finish(script.end)
         return container
 
-    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
+    def hurry(self) -> None:
+        self.hurried.set()
+
+    async def discard(self, attempt: Attempt, *, patient: bool = False) -> None:
         name = attempt.container_name
+        self.patient.append(patient)
         await asyncio.sleep(0)
+        if patient:
+            await self.hurried.wait()
         container = self.live.pop(name, None)
         if container is not None:
             container.finish(Exit(lost="its container was removed from outside"))
         self.discarded.append(name)
-        self.at_once.append(at_once)

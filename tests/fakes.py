@@ -569,9 +569,9 @@ class NotingEngine(FakeEngine):
         self.of[job_id] = container
         return container
 
-    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
+    async def discard(self, attempt: Attempt, *, patient: bool = False) -> None:
         await self.cleans.wait()
-        await super().discard(attempt, at_once=at_once)
+        await super().discard(attempt, patient=patient)
         self.diary.note(f"discard {attempt.plan.job.key.id}")
 
 

@@ -168,6 +168,10 @@ class Capacity:
             fitting = max(fitting, 1)
         return max(0, min(fitting, self.slots, self.lookahead + 64))
 
+    def wanted(self) -> bool:
+        """Whether what the running jobs claim keeps another one waiting, here or in the broker."""
+        return bool(self._waiting) or self.room() == 0
+
     def waits_for(self, name: str) -> str | None:
         """Why a job that was offered does not run yet, in words; None when it is not waiting here."""
         waiting = next((waiting for waiting in self._waiting if waiting.name == name), None)

@@ -249,6 +249,8 @@ class Handling:
         self.place.fairness.started(held.claim, held.job.route.tenant, limits.cpus, now)
         self.arrived()
         self.place.admit()
+        if self.place.wanted(held.job.route.tenant):
+            self.place.outside.engine.hurry()  # this one may wait for what ended ones still claim, or the next one
         self._queued = not held.admitted.done()
         try:
             async with asyncio.timeout(left):

@@ -114,12 +114,15 @@ class Engine(Protocol):
         `discard` has to follow, as after `launch`.
         """
 
-    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
+    async def discard(self, attempt: Attempt, *, patient: bool = False) -> None:
         """Return when nothing is left of the attempt: container (404 by id and by name) and files.
 
-        Unless it is to be done `at_once`, what is left of a job that has ended may wait a second while others start.
+        A `patient` one may wait a second while other jobs start, if its own has ended and until somebody says `hurry`.
         Retries for as long as it takes. Cancelling it leaves the rest to the periodic sweep.
         """
+
+    def hurry(self) -> None:
+        """What ended jobs still claim is wanted: no `discard` waits for the start of others any longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,17 +98,18 @@ class Tenure:
         """Leave nothing of the job, however long that takes."""
         loop = asyncio.get_running_loop()
         ended = loop.time()
-        await self._discard(attempt)
+        await self._discard(attempt, patient=True)
         self.place.outside.observer.cleaned_up(attempt.plan.stack.name, loop.time() - ended)
 
-    async def _discard(self, attempt: Attempt) -> None:
+    async def _discard(self, attempt: Attempt, *, patient: bool = False) -> None:
+        """Remove what is left of it; a `patient` one only as long as nobody wants what it claims."""
         resisting = asyncio.get_running_loop().call_later(_RESISTS_AFTER, self._quarantine)
         try:
             if (removal := self.held.removal) is not None:
                 await asyncio.wait({removal})
             if removal is None or removal.cancelled():
-                full = not self.place.capacity.room()  # then what the job claims is wanted
-                await self.place.outside.engine.discard(attempt, at_once=full)
+                patient = patient and not self.place.wanted(self.held.job.route.tenant)
+                await self.place.outside.engine.discard(attempt, patient=patient)
         finally:
             resisting.cancel()
 

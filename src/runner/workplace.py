@@ -124,6 +124,10 @@ class Workplace:
             scratch=reach.disk,
         )
 
+    def wanted(self, tenant: str) -> bool:
+        """Whether what the tenant's jobs claim keeps another one from starting, or from being asked for."""
+        return self.capacity.wanted() or self.fairness.full(tenant)
+
     def cancel(self, key: JobKey, reason: str) -> None:
         """End the job if it is here."""
         for held in self.held.values():

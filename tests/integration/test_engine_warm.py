@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiodocker
 import pytest
+from tests.fakes import until
 from tests.integration.engine_house import House, open_house
 from tests.services import Endpoint
 
@@ -94,6 +95,12 @@ async def named(house: House, attempt: Attempt) -> None:
 async def hang(_client: EngineClient, _container: str, _name: str) -> None:
     """A rename that the engine does not answer."""
     await asyncio.Event().wait()
+
+
+def endless_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for others to begin does so for longer than any test lasts."""
+    for limit in ("_HELD_FOR", "_COMING_FOR"):
+        monkeypatch.setattr(rushing, limit, 1000.0)
 
 
 async def see(house: House, attempt: Attempt) -> str:
@@ -356,7 +363,7 @@ async def test_the_next_life_finds_a_container_that_has_not_got_its_name(
 async def test_what_is_left_of_a_job_waits_for_those_on_their_way_and_what_still_runs_does_not(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rushing, "_HELD_FOR", 1000.0)
+    endless_patience(monkeypatch)
     ended, wanted, runs, coming = (
         attempt_of(house, *words) for words in (["true"], ["true"], ["sleep", "99"], ["true"])
     )
@@ -364,15 +371,57 @@ async def test_what_is_left_of_a_job_waits_for_those_on_their_way_and_what_still
         for attempt in (ended, wanted):
             assert (await (await launch(house, attempt)).wait()).code == 0
         await launch(house, runs)
-        house.engine.expect(coming.container_name, coming.plan)
-        held = asyncio.create_task(house.engine.discard(ended))
-        await house.engine.discard(runs)
-        await house.engine.discard(wanted, at_once=True)
+        assert house.engine.expect(coming.container_name, coming.plan) is not None
+        held = asyncio.create_task(house.engine.discard(ended, patient=True))
+        await house.engine.discard(runs, patient=True)
+        await house.engine.discard(wanted)
         assert not held.done()
         assert ended.container_name in await house.names()
         await house.engine.discard(coming)
         await held
         assert not {ended.container_name, runs.container_name} & await house.names()
+
+
+@pytest.mark.parametrize("why", ["it began", "hurry"])
+async def test_what_is_left_of_a_job_waits_no_longer_once_the_other_began_or_somebody_wants_its_room(
+    house: House, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    endless_patience(monkeypatch)
+    ended, coming = attempt_of(house, "true"), attempt_of(house, "sleep", "99")
+    async with asyncio.timeout(60), keeping(house, 2):
+        assert (await (await launch(house, ended)).wait()).code == 0
+        assert house.engine.expect(coming.container_name, coming.plan) is not None
+        held = asyncio.create_task(house.engine.discard(ended, patient=True))
+        await until(lambda: house.engine._launches.rush._held == 1)
+        if why == "hurry":
+            house.engine.hurry()
+        else:
+            assert (await house.launch(coming)).warm
+        await held
+        assert ended.container_name not in await house.names()
+        await house.engine.discard(coming)
+
+
+async def test_a_removal_that_is_cancelled_while_it_waits_is_left_to_the_sweep(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless_patience(monkeypatch)
+    ended, coming = attempt_of(house, "true"), attempt_of(house, "true")
+    async with asyncio.timeout(60), keeping(house, 2):
+        assert (await (await launch(house, ended)).wait()).code == 0
+        left = house.engine._launches.find(ended.container_name)
+        assert house.engine.expect(coming.container_name, coming.plan) is not None
+        held = asyncio.create_task(house.engine.discard(ended, patient=True))
+        await until(lambda: house.engine._launches.rush._held == 1)
+        held.cancel()
+        await asyncio.wait({held})
+        assert left is not None
+        assert left.attachment is None
+        assert ended.container_name not in house.engine.names()
+        assert ended.container_name in await house.names()
+        await house.sweep.once(grace=NOW)
+        assert ended.container_name not in await house.names()
+        await house.engine.discard(coming)
 
 
 async def test_a_container_stays_when_its_job_has_ended_until_it_is_let_go_of_and_is_compared_then(

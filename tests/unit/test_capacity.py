@@ -47,6 +47,33 @@ def test_scratch_is_claimed_of_what_the_disk_has_now() -> None:
     assert ledger.admit(1) == ["b"]
 
 
+def test_what_runs_is_wanted_while_anybody_waits_or_no_more_can_be_asked_for() -> None:
+    ledger = capacity(cpus=2, max_jobs=2)
+    assert not ledger.wanted()
+    ledger.offer("small", claim(0.5), hours(1), now=0)
+    ledger.admit(0)
+    assert not ledger.wanted()
+    ledger.offer("big", claim(2), hours(1), now=0)
+    ledger.admit(0)
+    assert ledger.room() > 0
+    assert ledger.wanted()
+    ledger.withdraw("big")
+    assert not ledger.wanted()
+    ledger.offer("other", claim(0.5), hours(1), now=0)
+    ledger.admit(0)
+    assert ledger.wanted()
+
+
+def test_what_runs_is_wanted_by_who_waits_for_its_disk() -> None:
+    ledger = capacity()
+    ledger.resize(Bytes(10 * 2**30))
+    for name in ("runs", "waits"):
+        ledger.offer(name, on_disk(6), hours(1), now=0)
+        ledger.admit(0)
+    assert ledger.room() > 0
+    assert ledger.wanted()
+
+
 def test_who_waits_for_more_than_the_disk_could_hold_waits_in_vain() -> None:
     ledger = capacity()
     ledger.resize(Bytes(10 * 2**30))

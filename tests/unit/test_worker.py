@@ -44,6 +44,7 @@ from runner.errors import (
     RejectedError,
     StartError,
 )
+from runner.fairness import Fairness
 from runner.job import (
     Attempt,
     Blame,
@@ -103,6 +104,7 @@ class House:
     diary: Diary = field(default_factory=Diary)
     scripts: Mapping[tuple[str, ...], Script] = field(default_factory=lambda: SCRIPTS)
     max_jobs: int = 64
+    fairness: Fairness = field(default_factory=lambda: Fairness({}))
 
     def __post_init__(self) -> None:
         self.intake = FakeIntake(self.diary)
@@ -134,7 +136,7 @@ class House:
             now=self.clock,
             new_claim=lambda: f"c{next(numbers)}",
         )
-        return Worker(rules, outside, self.capacity)
+        return Worker(rules, outside, self.capacity, self.fairness)
 
     def put(self, job: Job, **more: object) -> FakeDelivery:
         return self.intake.put(FakeDelivery(submission=job), **more)

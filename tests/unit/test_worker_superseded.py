@@ -22,6 +22,7 @@ async def test_a_job_that_was_taken_over_is_stopped_and_no_more_is_told() -> Non
     assert house.events.kinds("a") == [EventKind.CLAIMED, EventKind.STARTED, EventKind.STOPPING]
     assert house.events.of("a")[-1].stop is StopReason.SUPERSEDED
     assert (delivery.settled, delivery.ended) == (["claim"], [])
+    assert house.engine.patient[0] is False, "it had to go at once"
     assert await house.journal.is_over("c1")
 
 

@@ -170,9 +170,13 @@ class DockerEngine:
             self._launches.begin_naming(launch, adopted.id, attempt.container_name)
         return adopted
 
-    async def discard(self, attempt: Attempt, *, at_once: bool = False) -> None:
+    async def discard(self, attempt: Attempt, *, patient: bool = False) -> None:
         """Return when nothing is left of the attempt; see `runner.ports.Engine`."""
-        await self._launches.undo(attempt.claim, at_once=at_once)
+        await self._launches.undo(attempt.claim, patient=patient)
+
+    def hurry(self) -> None:
+        """Let no removal wait any longer; see `runner.ports.Engine`."""
+        self._launches.rush.hurry()
 
     async def close(self) -> None:
         """Let go of all connections; what was not discarded is left to the next sweep."""

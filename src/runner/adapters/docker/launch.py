@@ -156,24 +156,23 @@ class Launches:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits hears of it
         return task
 
-    async def undo(self, claim: str, *, at_once: bool = False) -> None:
+    async def undo(self, claim: str, *, patient: bool = False) -> None:
         """Return when nothing is left of what was made for the claim, or to wait for one, and its code is let go of.
 
-        Unless it is to be done `at_once`, what has ended waits for jobs that are on their way.
+        A `patient` one waits for jobs that are on their way, if its own has ended.
         """
-        name = container_of(claim, self.worker)
-        self.rush.left(name)
-        if not at_once and (launch := self.find(name)) is not None and launch.ended:
-            await self.rush.over()
-        await self.unmake(claim)
+        await self.unmake(claim, patient=patient)
         if self.packages is not None:
             self.packages.release(claim)
 
-    async def unmake(self, claim: str) -> None:
+    async def unmake(self, claim: str, *, patient: bool = False) -> None:
         """Return when nothing is left of what was made for the claim, or to wait for one, if anything was."""
         name = container_of(claim, self.worker)
         launch = self.of(name, possible=True)
+        self.rush.left(name)
         try:
+            if patient and launch.ended:
+                await self.rush.over()
             if launch.container is not None:
                 await self._compare(launch.container)
             launch.let_go_of_streams()
