@@ -124,30 +124,20 @@ def after(event: asyncio.Event) -> Deed:
 
 @dataclass(slots=True)
 class HeldAnswer:
-    """The engine does it, `done` says so, and its answer waits until it is passed on or lost.
-
-    The engine hears of it when `begin` is set, which it is unless a test clears it.
-    """
+    """The engine does it, `done` says so, and its answer waits until it is passed on or lost."""
 
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    begin: asyncio.Event = field(default_factory=asyncio.Event)
-    said: bytes = b""
     _arrives: bool = False
     _decided: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.begin.set()
 
     async def __call__(self, exchange: Exchange) -> None:
         """Hold back one answer."""
 
         async def held(said: bytes) -> bytes:
-            self.said = said
             self.done.set()
             await self._decided.wait()
             return said if self._arrives else b""
 
-        await self.begin.wait()
         await exchange.pass_on_for(held)
 
     def pass_on(self) -> None:

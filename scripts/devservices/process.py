@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STANDS_STILL_WITHIN = 30.0
 
 # The shell records itself before it becomes the program, so that no moment exists in which nobody knows the pid.
 _LAUNCH = (
@@ -75,10 +76,19 @@ class Process:
             pass
 
     async def suspend(self) -> None:
-        """Send SIGSTOP, and return when every thread stands still: until then any of them may still answer somebody."""
+        """Send SIGSTOP, and return when every thread stands still: until then any of them may still answer somebody.
+
+        Raises `ServiceError` when the process is gone, or does not stand still within 30 s.
+        """
         self.send(signal.SIGSTOP)
-        while any(state not in "TXZ" for state in self._thread_states()):  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(0.001)
+        try:
+            async with asyncio.timeout(_STANDS_STILL_WITHIN):
+                while any(state not in "TXZ" for state in self._thread_states()):  # noqa: ASYNC110 - nobody tells us
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            raise ServiceError(f"process {self.pid} does not stand still after {_STANDS_STILL_WITHIN:g} s") from None
+        if not self.alive():
+            raise ServiceError(f"process {self.pid} has ended; it cannot be suspended")
 
     def _thread_states(self) -> list[str]:
         threads = (_stat(int(thread.name), of=self.pid) for thread in Path(f"/proc/{self.pid}/task").glob("[0-9]*"))

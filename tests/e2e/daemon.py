@@ -8,8 +8,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from runner.adapters.amqp.topology import Topology, describe_topology, job_queue
 
 _PATIENCE = 30.0
 _LOOK_AGAIN = 0.05
+_WATCH_EVERY = 0.2
 _SAMPLE = re.compile(r"(runner_\w+?)(?:\{.*\})? ([0-9.eE+-]+)")
 
 _STACKS = {
@@ -50,6 +51,44 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str, timeout
                 await asyncio.sleep(_LOOK_AGAIN)
     except TimeoutError:
         raise AssertionError(f"not within {timeout:g} s: {what}") from None
+
+
+@asynccontextmanager
+async def without_problems(readiness: Callable[[], Awaitable[str]], *, but: str | None = None) -> AsyncIterator[None]:
+    """A block in which `/readyz` names no problem, but perhaps one with these words in it; in the end there is none.
+
+    `readiness` gives the text of that page, or nothing when nobody answers: a busy daemon is asked again.
+    """
+    unexpected: list[str] = []
+
+    async def look() -> bool:
+        if not (text := await readiness()):
+            return False
+        found: list[str] = json.loads(text)
+        unexpected.extend(problem for problem in found if but is None or but not in problem)
+        return not found or bool(unexpected)
+
+    async def watch() -> None:
+        while True:
+            await look()
+            await asyncio.sleep(_WATCH_EVERY)
+
+    async with _kept_up(watch()):
+        yield
+        await eventually(look, "the daemon has no problem")
+    assert unexpected == []
+
+
+@asynccontextmanager
+async def _kept_up(doing: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """It goes on until the block ends, and has not failed by then."""
+    task = asyncio.create_task(doing)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+    assert task.cancelled(), task.exception()
 
 
 async def remove_all(engine: str, names: Callable[[], Awaitable[Sequence[str]]]) -> None:
@@ -219,6 +258,14 @@ class Daemon:
                 return response.status, await response.text()
         except aiohttp.ClientError:
             return 0, ""
+
+    def unhindered(self, *, but: str | None = None) -> AbstractAsyncContextManager[None]:
+        """A block in which no problem keeps it from taking jobs, but perhaps one with these words in it."""
+
+        async def readiness() -> str:
+            return (await self.get("/readyz"))[1]
+
+        return without_problems(readiness, but=but)
 
     async def problems(self) -> list[str]:
         """Why it takes no jobs."""

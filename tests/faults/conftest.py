@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.faults.fleet import Fleet, open_fleet
+from tests.faults.held_runtime import HeldRuntime
 from tests.faults.place import Place, open_place
 from tests.services import Broker, Endpoint, Engine
 
@@ -59,9 +60,10 @@ async def lasting(
     """The daemon that lives through all of a module's tests, on an engine with these flags; `WARM` containers wait."""
     folder, flags = tmp_path_factory.mktemp("lasting"), getattr(request, "param", ())
     (folder / "site").mkdir()
+    held, warm = HeldRuntime(folder=folder / "runtime"), getattr(request.module, "WARM", 0)
     async with (
-        Engine(folder / "engine", flags=flags) as engine,
-        open_place(engine, broker, folder / "site", warm=getattr(request.module, "WARM", 0)) as place,
+        Engine(folder / "engine", flags=(*flags, *held.install())) as engine,
+        open_place(engine, broker, folder / "site", warm=warm, held=held) as place,
     ):
         yield place
         await place.leave()

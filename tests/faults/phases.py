@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, assert_never
 
 from tests.e2e.daemon import eventually
 from tests.e2e.submitter import Followed
 from tests.engine_proxy import Deed, Fault, HeldAnswer, after
+from tests.faults import held_runtime
 from tests.faults.place import GO, Place
+from tests.shims import new_shim
 
 CREATE, START, UPDATE = "POST .*/containers/create", "POST .*/start$", "POST .*/update$"
 _PATIENCE = 30.0
@@ -90,14 +93,16 @@ async def pin_request(place: Place, pattern: str, **fields: Any) -> Pinned:
     return Pinned(job=job, go_on=go_on.set, lose=go_on.set)
 
 
-async def pin_start(place: Place, **fields: Any) -> tuple[Pinned, HeldAnswer]:
-    """A job whose container is created, and whose start begins when the answer to it does; that is held, too."""
-    held = HeldAnswer()
-    held.begin.clear()
-    fault = place.proxy.fault(START, held, times=1)
-    job = await place.acme.submit(["true"], **fields)
-    await _met(fault)
-    return Pinned(job=job, go_on=held.pass_on, lose=held.lose), held
+async def pin_start(place: Place, **fields: Any) -> tuple[Pinned, int]:
+    """A job whose start the engine has begun, and its shim, which waits for the runtime to make the container."""
+    held = place.held
+    assert held is not None
+    asked = await pin_request(place, START, stack=held_runtime.STACK, **fields)
+    container = await place.container_of(asked.job)
+    held.hold(container)
+    asked.go_on()
+    go_on = partial(held.let_go, container)
+    return Pinned(job=asked.job, go_on=go_on, lose=go_on), await new_shim(container)
 
 
 async def pin_answer(place: Place, pattern: str, **fields: Any) -> Pinned:

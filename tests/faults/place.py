@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -14,6 +14,8 @@ import aiodocker
 from tests.e2e.daemon import Daemon, Site, eventually, open_site
 from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 from tests.engine_proxy import EngineProxy
+from tests.faults import held_runtime
+from tests.faults.held_runtime import HeldRuntime
 from tests.services import Endpoint, Engine, build_busybox
 
 IMPATIENT = (str(Path(__file__).with_name("impatient.py")),)
@@ -31,6 +33,8 @@ class Place:
     site: Site
     daemon: Daemon
     acme: Submitter
+    held: HeldRuntime | None
+    """What the engine makes the containers of the stack of that name with."""
 
     async def running(self, script: str, **fields: Any) -> Followed:
         """A job that has written `up`, and of whose start is told."""
@@ -45,6 +49,10 @@ class Place:
         name = f"runner-{self.site.ns}-{job.events[-1]['claim']}"
         async with aiodocker.Docker(url=self.engine.url) as docker:
             return (await docker.containers.get(name)).id
+
+    def unhindered(self) -> AbstractAsyncContextManager[None]:
+        """A block in which the daemon takes jobs; but for an engine that is busy, which this one gives a second."""
+        return self.daemon.unhindered(but="the engine did not answer ping")
 
     def let_go(self, job: Followed) -> None:
         """End a job's `GO`."""
@@ -96,10 +104,12 @@ class Place:
 
 
 @asynccontextmanager
-async def open_place(engine: Engine, broker: Endpoint, folder: Path, *, warm: int = 0) -> AsyncIterator[Place]:
+async def open_place(
+    engine: Engine, broker: Endpoint, folder: Path, *, warm: int = 0, held: HeldRuntime | None = None
+) -> AsyncIterator[Place]:
     """A daemon that gives up soon, ready; what is on the engine and in the broker is removed at the end.
 
-    It keeps so many containers `warm`.
+    It keeps so many containers `warm`. `held` is a runtime that the engine was told of.
     """
     image = await build_busybox(engine.url)
     ns = f"f{token_hex(5)}"
@@ -111,7 +121,12 @@ async def open_place(engine: Engine, broker: Endpoint, folder: Path, *, warm: in
         if warm:
             site.keep_warm(STACK, warm)
             settings["warm__enabled"] = "true"
+        if held is not None:
+            settings["engine__runtimes"] = json.dumps(["runc", held_runtime.NAME])
+            site.write_stack(held_runtime.STACK, f'runtime = "{held_runtime.NAME}"\n')
+            async with aiodocker.Docker(url=engine.url) as docker:
+                await docker.images.tag(image, repo=f"runner/{held_runtime.STACK}", tag="current")
         async with site.daemon(program=IMPATIENT, **settings) as daemon:
             await daemon.ready()
             async with open_submitter(site.broker, site.ns) as acme:
-                yield Place(engine=engine, proxy=proxy, site=site, daemon=daemon, acme=acme)
+                yield Place(engine=engine, proxy=proxy, site=site, daemon=daemon, acme=acme, held=held)

@@ -3,8 +3,11 @@
 import asyncio
 import random
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tests.e2e.submitter import Followed, Submitter, open_submitter, sh
 from tests.services import Endpoint
 
 from runner.adapters.journal import open_journal
+from runner.codec import encode_choices
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -74,6 +78,31 @@ async def has_exited(site: Site, job: Followed) -> None:
         await eventually(is_over, "the container has ended")
 
 
+async def on_record(site: Site, jobs: int) -> None:
+    """Return when the daemon has written down the containers of so many jobs."""
+
+    async def written_down() -> bool:
+        async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
+            return [claim.container is not None for claim in await journal.open_claims()] == [True] * jobs
+
+    await eventually(written_down, f"the containers of {jobs} jobs are on record")
+
+
+async def shorten(site: Site, job: Followed, *, timeout: timedelta, grace: timedelta) -> None:
+    """Give a job less time, from its start on, in the record that its daemon has left."""
+    async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
+        (claim,) = [claim for claim in await journal.open_claims() if claim.record.key.id == job.id]
+    choices = claim.record.choices
+    assert choices is not None
+    less = choices.limits.timeout + choices.limits.grace - timeout - grace
+    choices = replace(choices, limits=replace(choices.limits, timeout=timeout, grace=grace))
+    with closing(sqlite3.connect(site.state_dir / "journal.db", isolation_level=None)) as database:
+        database.execute(
+            "UPDATE claims SET choices = ?, deadline = deadline - ? WHERE claim = ?",
+            (encode_choices(choices), less // timedelta(microseconds=1), claim.record.claim),
+        )
+
+
 async def leave(daemon: Daemon, *, how: str) -> None:
     """End the daemon's life; its jobs run on."""
     if how == "kill":
@@ -91,22 +120,25 @@ async def test_jobs_go_on_in_the_next_life(site: Site, acme: Submitter, how: str
         counter = await acme.submit(sh(f"echo started; {COUNTS}; printf end; exit 3"))
         silent = await acme.submit(sh(f"echo started >&2; {WAITS}; exit 4"))
         gone = await acme.submit(sh(f"echo started; {WAITS}; echo done; printf 42 > $JOB_OUTPUT_FILE"))
-        stopped = await acme.submit(sh(STUBBORN), limits={"grace": "6s"})
+        stopped = await acme.submit(sh(STUBBORN), limits={"grace": "60s"})
         for job in (counter, silent, gone):
             await job.event("started")
         await stopped.wrote("started\n")
-        late = await acme.submit(sh(STUBBORN), limits={"timeout": "6s", "grace": "1s"})
+        late = await acme.submit(sh(STUBBORN), limits={"timeout": "10m", "grace": "1s"})
         await late.wrote("started\n")
         jobs = [counter, silent, gone, late, stopped]
         await acme.cancel(stopped, "enough")
         await stopped.event("stopping")
         running = set(await site.containers())
+        await on_record(site, len(jobs))
         await leave(first, how=how)
         assert set(await site.containers()) == running
     site.let_go(gone)
     await has_exited(site, gone)
     over = datetime.now(UTC)
-    await asyncio.sleep((datetime.fromisoformat(only(late, "started")["deadline"]) - over).total_seconds())
+    # Now the deadline is over, and was not before, however long all of that took; nor does the grace take a minute.
+    await shorten(site, late, timeout=timedelta(milliseconds=1), grace=timedelta(seconds=1))
+    await shorten(site, stopped, timeout=timedelta(hours=1), grace=timedelta(seconds=1))
     async with site.daemon(worker__restart="adopt") as second:
         await second.ready()
         seen = len(counter.batches)
@@ -159,15 +191,11 @@ async def test_a_container_without_a_lease_is_removed(site: Site, acme: Submitte
 
 
 async def test_a_lease_without_a_container_is_a_lost_attempt(site: Site, acme: Submitter) -> None:
-    async def written_down() -> bool:
-        async with open_journal(site.state_dir, lambda: datetime.now(UTC)) as journal:
-            return [claim.container for claim in await journal.open_claims()] != [None]
-
     async with site.daemon() as first:
         await first.ready()
         job = await acme.submit(sh('test "$JOB_ATTEMPT" -gt 1 || exec sleep 600'))
         await job.event("started")
-        await eventually(written_down, "the container is on record")
+        await on_record(site, 1)
         await first.kill()
     async with aiodocker.Docker(url=site.engine) as docker:
         for name in await site.containers():

@@ -68,29 +68,22 @@ def standing_still(shim: int) -> Iterator[None]:
             os.kill(shim, signal.SIGCONT)
 
 
-async def pin_with_shim(place: Place, phase: Phase) -> tuple[Pinned, int, Callable[[], Phase]]:
-    """A job in that phase, its shim, and what tells in which phase the shim failed.
-
-    A start may be over before its shim can be found and made to fail: then its init waits.
-    """
-    if phase is not Phase.STARTING:
-        pinned = await pin(place, phase, grace="5s")
-        return pinned, await new_shim(await place.container_of(pinned.job)), lambda: phase
-    pinned, start = await pin_start(place)
-    container = await place.container_of(pinned.job)
-    start.begin.set()
-    return pinned, await new_shim(container), lambda: Phase.WAITING if b" 204 " in start.said[:20] else phase
+async def pin_with_shim(place: Place, phase: Phase) -> tuple[Pinned, int]:
+    """A job in that phase, and its shim."""
+    if phase is Phase.STARTING:
+        return await pin_start(place, limits={"grace": "5s"})
+    pinned = await pin(place, phase, grace="5s")
+    return pinned, await new_shim(await place.container_of(pinned.job))
 
 
 @usual
 @pytest.mark.parametrize("phase", [pytest.param(each, id=each.name) for each in WHEN_KILLED])
 async def test_a_shim_is_killed_at_each_phase(place: Place, phase: Phase) -> None:
     beside = await pin(place, Phase.RUNNING)
-    pinned, shim, failed_in = await pin_with_shim(place, phase)
+    pinned, shim = await pin_with_shim(place, phase)
     os.kill(shim, signal.SIGKILL)
     pinned.go_on()
-    await pinned.job.finished()
-    await WHEN_KILLED[failed_in()].check(pinned.job)
+    await WHEN_KILLED[phase].check(pinned.job)
     await _undisturbed(place, beside.job)
     await place.daemon.clean()
     assert pinned.job.kinds.count("finished") == 1
@@ -101,15 +94,14 @@ async def test_a_shim_is_killed_at_each_phase(place: Place, phase: Phase) -> Non
 @pytest.mark.parametrize("phase", [pytest.param(each, id=each.name) for each in WHEN_HUNG])
 async def test_a_shim_hangs_at_each_phase(place: Place, phase: Phase) -> None:
     beside = await pin(place, Phase.RUNNING)
-    pinned, shim, failed_in = await pin_with_shim(place, phase)
+    pinned, shim = await pin_with_shim(place, phase)
     await stop_shim(shim)
     with standing_still(shim):
-        pinned.go_on()
-        await place.quarantined(pinned.job)
-        await pinned.job.finished()
-        await WHEN_HUNG[failed_in()].check(pinned.job)
-        await _undisturbed(place, beside.job)
-        await place.daemon.ready()
+        async with place.unhindered():
+            pinned.go_on()
+            await place.quarantined(pinned.job)
+            await WHEN_HUNG[phase].check(pinned.job)
+            await _undisturbed(place, beside.job)
     await place.daemon.clean()
     assert pinned.job.kinds.count("finished") == 1
 

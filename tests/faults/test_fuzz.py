@@ -51,13 +51,13 @@ async def test_no_message_brings_the_daemon_down(
     opened = open_site(broker=broker.url, engine=engine.url, image=busybox_image, folder=tmp_path, ns=namespace)
     async with opened as site, site.daemon(worker__max_deferred="0") as daemon:
         await daemon.ready()
-        await publish(broker.url, namespace, [mutated(chance) for _ in range(MESSAGES)], chance)
 
         async def all_buried() -> bool:
             return (await site.messages()).get("dead", 0) == MESSAGES
 
-        await eventually(all_buried, f"{MESSAGES} dead letters", timeout=60 + MESSAGES / 20)
-        await daemon.ready()
+        async with daemon.unhindered():
+            await publish(broker.url, namespace, [mutated(chance) for _ in range(MESSAGES)], chance)
+            await eventually(all_buried, f"{MESSAGES} dead letters", timeout=60 + MESSAGES / 20)
         codes = await reasons(broker.url, namespace)
         assert codes.keys() <= {code.value for code in DeadCode}
         assert sum(codes.values()) == MESSAGES

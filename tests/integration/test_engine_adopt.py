@@ -54,6 +54,15 @@ async def leave(earlier: House, attempt: Attempt, until: bytes = b"") -> DockerC
     return container
 
 
+async def has_on_record(house: House, attempt: Attempt, text: bytes) -> None:
+    """Return when the engine's own log has that of the job, too: an engine that is killed before never will."""
+    found = bytearray()
+    async with asyncio.timeout(30):
+        while text not in found:
+            found.clear()
+            await house.client.read_log(attempt.container_name, lambda _, data: found.extend(data), follow=False)
+
+
 async def leave_to_its_end(earlier: House, attempt: Attempt) -> None:
     await leave(earlier, attempt)
     let_go(earlier, attempt)
@@ -276,6 +285,7 @@ async def test_an_engine_that_is_away_is_waited_for(tmp_path: Path, namespace: s
             attempt = earlier.attempt("sh", "-c", f"echo up; {GO}; echo down")
             await leave(earlier, attempt, b"up")
         async with open_house(engine.url, namespace, tmp_path / "state", image) as house:
+            await has_on_record(house, attempt, b"up\n")
             await engine.kill()
             adopting = asyncio.create_task(adopt(house, attempt))
             await engine.start()
