@@ -1,11 +1,9 @@
 """The processes that stand between containerd and each container."""
 
-import asyncio
 from pathlib import Path
 
 from scripts.devservices.process import Process
 
-_PATIENCE = 30.0
 _SHORT_LIVED = {b"start", b"delete"}
 
 
@@ -13,14 +11,6 @@ def shim_of(container: str) -> int:
     """The pid of that container's shim."""
     if (pid := _find(container)) is None:
         raise AssertionError("the container has no shim")
-    return pid
-
-
-async def new_shim(container: str) -> int:
-    """The pid of the shim of a container that is just being started, as soon as there is one."""
-    async with asyncio.timeout(_PATIENCE):
-        while (pid := _find(container)) is None:  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(0)
     return pid
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.devservices.process import find_program
+from tests.e2e.daemon import eventually
 
 NAME = "held"
 STACK = "held"
@@ -15,7 +16,7 @@ _SCRIPT = """\
 for id; do :; done
 has_shim() {{ read -r _ _ _ parent _ </proc/$$/stat; [ "$parent" = "$PPID" ]; }}
 case " $* " in *" create "*)
-    while [ -e '{folder}/'"$id" ] && has_shim; do sleep 0.05; done
+    while [ -e '{folder}/'"$id" ] && has_shim; do : >'{folder}/'"$id.asked"; sleep 0.05; done
     has_shim || exit 1 ;;
 esac
 exec {runc} "$@"
@@ -39,6 +40,14 @@ class HeldRuntime:
     def hold(self, container: str) -> None:
         """Have the container of this id not be made."""
         (self.folder / container).touch()
+
+    async def asked(self, container: str) -> None:
+        """Return when the shim of a container that is held waits for it to be made."""
+
+        async def asked() -> bool:
+            return (self.folder / f"{container}.asked").exists()
+
+        await eventually(asked, "the shim wants the container to be made")
 
     def let_go(self, container: str) -> None:
         """Have it be made after all."""

@@ -12,7 +12,7 @@ from tests.e2e.submitter import Followed
 from tests.engine_proxy import Deed, Fault, HeldAnswer, after
 from tests.faults import held_runtime
 from tests.faults.place import GO, Place
-from tests.shims import new_shim
+from tests.shims import shim_of
 
 CREATE, START, UPDATE = "POST .*/containers/create", "POST .*/start$", "POST .*/update$"
 _PATIENCE = 30.0
@@ -101,8 +101,9 @@ async def pin_start(place: Place, **fields: Any) -> tuple[Pinned, int]:
     container = await place.container_of(asked.job)
     held.hold(container)
     asked.go_on()
+    await held.asked(container)
     go_on = partial(held.let_go, container)
-    return Pinned(job=asked.job, go_on=go_on, lose=go_on), await new_shim(container)
+    return Pinned(job=asked.job, go_on=go_on, lose=go_on), shim_of(container)
 
 
 async def pin_answer(place: Place, pattern: str, **fields: Any) -> Pinned:

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.submitter import Followed
 from tests.faults.phases import IN_TURN, Phase, Pinned, pin, pin_start
 from tests.faults.place import Place
-from tests.shims import new_shim, stop_shim
+from tests.shims import shim_of, stop_shim
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
 
@@ -73,7 +73,7 @@ async def pin_with_shim(place: Place, phase: Phase) -> tuple[Pinned, int]:
     if phase is Phase.STARTING:
         return await pin_start(place, limits={"grace": "5s"})
     pinned = await pin(place, phase, grace="5s")
-    return pinned, await new_shim(await place.container_of(pinned.job))
+    return pinned, shim_of(await place.container_of(pinned.job))
 
 
 @usual

@@ -13,7 +13,7 @@ import pytest
 from aio_pika.connection import make_url
 from aio_pika.exceptions import AMQPConnectionError, ChannelPreconditionFailed
 from scripts.devservices.bridge import Bridge
-from scripts.devservices.process import Process, ServiceError, as_root
+from scripts.devservices.process import Process, ServiceError, as_root, launch
 from tests.services import Broker, Endpoint, Engine, build_busybox
 
 pytestmark = [pytest.mark.engine, pytest.mark.broker]
@@ -134,6 +134,15 @@ async def test_a_paused_engine_hangs_and_goes_on(tmp_path: Path) -> None:
         await engine.resume()
         async with asyncio.timeout(30):
             await docker.version()
+
+
+async def test_a_process_that_has_ended_is_not_taken_for_one_that_stands_still(tmp_path: Path) -> None:
+    process = launch(["sleep", "600"], record=tmp_path / "record", log=tmp_path / "log")
+    await process.suspend()
+    assert process.alive()
+    await process.end(grace=30)
+    with pytest.raises(ServiceError, match=f"process {process.pid} has ended"):
+        await process.suspend()
 
 
 async def test_stopping_a_killed_engine_leaves_nothing(tmp_path: Path) -> None:
