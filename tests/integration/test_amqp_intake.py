@@ -4,11 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import count
 from secrets import token_hex
 from typing import Any
 
 import pytest
 from aio_pika.abc import AbstractConnection
+from aio_pika.channel import Channel
 from aio_pika.message import IncomingMessage
 from aio_pika.queue import Queue
 from tests.integration.amqp_house import Room, Side, eventually, open_room, open_side
@@ -19,6 +21,7 @@ from runner.adapters.amqp import intake, topology
 from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.intake import JobIntake
 from runner.adapters.amqp.leases import LeaseHold, Leases, MakeMessage
+from runner.adapters.amqp.link import SessionOver
 from runner.adapters.amqp.pulse import boot_time
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
@@ -595,3 +598,104 @@ async def test_a_lease_outlives_an_ack_of_which_nobody_knows_whether_it_arrived(
         orphan = side.desk.open_lease(message, message.ack)
         assert (orphan.vanished, id_of(orphan)) == (Vanished(worker="w1", claim="c1"), id_of(delivery))
         await orphan.drop()
+
+
+async def test_a_delivery_whose_channel_is_closed_before_its_ack_leaves_no_lease(
+    room: Room, broker: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy(broker.url) as wire, open_side(room.names, room.queues, wire.url, broker.url) as side:
+        side.intake.queues = [NORMAL]
+        await fill(room, 1)
+        side.intake.want(6)
+        first = await side.take()
+        source = side.intake._sources[NORMAL]
+        really_acquire = Leases.acquire
+
+        async def acquire_and_lose(leases: Leases, claim: str, make: MakeMessage) -> LeaseHold:
+            hold = await really_acquire(leases, claim, make)
+            await eventually(lambda: source._heard > float("-inf"), "the broker has answered")
+            monkeypatch.setattr(intake, "boot_time", lambda: source._heard)
+            await wire.refuse()
+            await eventually(lambda: source.channel.is_closed, "the channel is known to be closed")
+            return hold
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Leases, "acquire", acquire_and_lose)
+            with pytest.raises(SessionOver):
+                await first.claim("c1")
+        await wire.accept()
+        side.intake.want(6)
+        second = await side.take()
+        assert id_of(second) == id_of(first)
+        await (await second.claim("c2")).settle()
+        await room.holds(room.names.worker_lease("w1"), 0)
+        assert side.leases.orphans.empty()
+
+
+# Answers of the broker
+
+
+@pytest.fixture
+def far_broker(side: Side, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """By the intake's clock each look at it comes a second after the last one. Its questions wait at the gate."""
+    for name in ("_LOOK_AGAIN", "_LOOK_PAST", "_QUIET", "_AT_ONCE"):  # the queue becomes wide, and stays so
+        monkeypatch.setattr(intake, name, 3600.0)
+    monkeypatch.setattr(intake, "boot_time", count().__next__)
+    side.intake.queues = [NORMAL]
+    return Gate()
+
+
+async def test_claims_that_wait_for_an_answer_share_the_next_question(
+    room: Room, side: Side, far_broker: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(room, 4)
+    await room.holds(room.names.jobs(NORMAL), 4)
+    side.intake.want(8)
+    taken = [await side.take() for _ in range(4)]
+    side.intake.want(8)  # so that the consumers stay, and the channel has to be asked
+    channel, waiting_for, questions = side.intake._sources[NORMAL].channel, list[int](), list[int]()
+    really_answer, really_ask = intake._Source.answers, Channel.set_qos
+
+    async def answers(source: intake._Source) -> None:
+        waiting_for.append(1)
+        await really_answer(source)
+
+    async def ask(asked: Channel, **more: Any) -> Any:
+        if asked is channel:
+            questions.append(1)
+            await far_broker.wait()
+        return await really_ask(asked, **more)
+
+    monkeypatch.setattr(intake._Source, "answers", answers)
+    monkeypatch.setattr(Channel, "set_qos", ask)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        claims = [tasks.create_task(delivery.claim(f"c{number}")) for number, delivery in enumerate(taken)]
+        await eventually(lambda: len(waiting_for) == 5, "all wait, and who asks ahead")
+        assert len(questions) == 1
+        far_broker.opened.set()
+    assert len(questions) == 2
+    for claim in claims:
+        await claim.result().settle()
+
+
+async def test_where_answers_take_long_no_question_is_put_ahead(
+    room: Room, side: Side, far_broker: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far_broker.reached.set()  # nobody is held up
+    questions, really_ask = list[Channel](), Channel.set_qos
+
+    async def ask(asked: Channel, **more: Any) -> Any:
+        questions.append(asked)
+        return await really_ask(asked, **more)
+
+    monkeypatch.setattr(Channel, "set_qos", ask)
+    told = list[int]()
+    for number in range(3):
+        await fill(room, 1)
+        side.intake.want(8)
+        delivery = await side.take()
+        side.intake.want(8)
+        questions.clear()
+        await (await delivery.claim(f"c{number}")).settle()
+        told.append(questions.count(side.intake._sources[NORMAL].channel))  # type: ignore[arg-type]
+    assert told == [2, 1, 1]

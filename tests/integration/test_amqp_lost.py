@@ -330,27 +330,39 @@ async def test_a_renewal_that_hangs_holds_up_no_other_and_is_not_piled_up(room: 
         await free.give_up()
 
 
+async def endangered_now(hold: LeaseHold) -> bool:
+    """Whether whoever asks now is told at once."""
+    telling = asyncio.ensure_future(hold.endangered(timedelta()))
+    await asyncio.sleep(0)
+    told = telling.done()
+    telling.cancel()
+    return told
+
+
 async def test_a_worker_is_endangered_before_its_lease_expires(room: Room, broker: Endpoint, wire: Proxy) -> None:
-    lifetime, ahead = timedelta(seconds=6), timedelta(seconds=1)
+    """The owner's clock is set ahead of the machine's, so that a machine that stands still changes nothing."""
+    lifetime, margin, ahead = timedelta(seconds=6), timedelta(seconds=1.5), timedelta(seconds=1)
     sides = (owner_side(room, wire, lifetime=lifetime, heartbeat=HEARTBEAT), other_side(room, broker))
     async with sides[0] as owner, sides[1] as other:
         hold, pulse = await owner.claim("c1"), owner.leases.pulse
         early = asyncio.ensure_future(hold.endangered(ahead))
         late = asyncio.ensure_future(hold.endangered(timedelta()))
-        await eventually(lambda: hold.held >= 6, "it was renewed for as long as it lasts")
+        await eventually(
+            lambda: hold.held >= 6 and boot_time() - hold.proven < 1, "it was renewed for as long as it lasts, and now"
+        )
         assert not early.done()
         wire.black_hole()
         taken = asyncio.ensure_future(taken_from(other))
-        # The owner's clock goes ahead of the broker's and stands still, so that nothing here depends on the machine's.
-        due = hold.proven + (lifetime - owner.leases.margin).total_seconds()
-        pulse.clock = lambda: due - ahead.total_seconds() / 2
+        due = lifetime - margin
+        pulse.clock = lambda: hold.proven + (due - ahead / 2).total_seconds()
         await asyncio.wait_for(early, 30)
-        assert not late.done()
-        pulse.clock = lambda: due + ahead.total_seconds() / 2
+        assert not await endangered_now(hold)
+        pulse.clock = lambda: hold.proven + (due + ahead / 2).total_seconds()
         await asyncio.wait_for(late, 30)
-        assert not taken.done()
-        pulse.clock = boot_time
-        await (await taken).drop()
+        fenced, pulse.clock = pulse.clock(), boot_time
+        delivery = await taken
+        assert boot_time() > fenced + (margin - ahead / 2).total_seconds()
+        await delivery.drop()
         wire.heal()
         await asyncio.wait_for(hold.taken_over(), 30)
 

@@ -17,6 +17,7 @@ from tests.services import Endpoint
 
 from runner.adapters.amqp.names import Names
 from runner.client import BrokerError, Client, Line, Outcome, PublishUncertain, RejectedError, Stream, SubmittedJob
+from runner.client.following import Following
 from runner.client.packing import pack
 from runner.client.subscription import Subscription
 
@@ -166,12 +167,18 @@ async def test_a_submitter_does_not_wait_for_the_clearing_away(
 async def test_a_job_that_is_followed_again_while_it_is_cleared_away_is_heard_of(
     broker: Endpoint, namespace: str, client: Client, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, really_unbind = asyncio.Event(), asyncio.Event(), aiormq.Channel.queue_unbind
+    begun, waits, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    really_unbind, really_add = aiormq.Channel.queue_unbind, Subscription.add
 
     async def unbind(*args: Any, **kwargs: Any) -> Any:
         begun.set()
         await go_on.wait()
         return await really_unbind(*args, **kwargs)
+
+    async def add(subscription: Subscription, following: Following) -> None:
+        if following.key.id == job.id:
+            waits.set()  # what follows is there before anybody hears of this
+        await really_add(subscription, following)
 
     job = await client.submit(stack="busybox")
     await cleared_away(client)
@@ -181,8 +188,13 @@ async def test_a_job_that_is_followed_again_while_it_is_cleared_away_is_heard_of
     monkeypatch.setattr(aiormq.Channel, "queue_unbind", unbind)
     await client.follow("default", "another")
     await begun.wait()
+    monkeypatch.setattr(Subscription, "add", add)
     again = asyncio.create_task(client.follow("default", job.id))
-    await client.follow("default", "a-third")
+    async with asyncio.timeout(30):
+        await waits.wait()
+        await client.follow("default", "a-third")
+        await client.cancel("default", "a-third")
+    assert not again.done()
     go_on.set()
     assert (await again).id == job.id
     await cleared_away(client)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.adapters.database import Database, serve_database
+from runner.adapters.database import SOON, Database, serve_database
 
 
 @asynccontextmanager
@@ -74,6 +74,15 @@ async def test_what_nobody_waits_for_is_written_without_a_next_one(tmp_path: Pat
     async with opened(tmp_path / "db") as database, asyncio.timeout(30):
         database.run_soon("INSERT INTO notes VALUES ('soon')")
         while notes(tmp_path / "db") != {"soon"}:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("within", [(3600.0, SOON), (SOON, 3600.0)], ids=["the second", "the first"])
+async def test_the_one_that_has_least_time_takes_the_others_along(tmp_path: Path, within: tuple[float, float]) -> None:
+    async with opened(tmp_path / "db") as database, asyncio.timeout(30):
+        for number, seconds in enumerate(within):
+            database.run_soon("INSERT INTO notes VALUES (?)", str(number), within=seconds)
+        while notes(tmp_path / "db") != {"0", "1"}:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
 
 

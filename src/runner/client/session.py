@@ -166,11 +166,11 @@ class Client:
     async def _follow(self, key: JobKey, *, submitted: bool) -> Following:
         following = Following(key, asyncio.get_running_loop().call_later, submitted=submitted)
         async with self._turn:
+            subscription = self._subscription or Subscription(self._names)
             if self._subscription is None:
-                subscription = Subscription(self._names)
                 await subscription.open(self._connected())
                 self._subscription = subscription
-            await self._subscription.add(following)
+        await subscription.add(following)  # may have to wait, which is nothing to the others
         return following
 
     def _clear_away(self) -> None:

@@ -28,6 +28,7 @@ class Subscription:
         self._connection: AbstractConnection | None = None
         self._binding: AbstractChannel | None = None
         self._making = asyncio.Lock()
+        self._adding = asyncio.Lock()  # a refusal closes the channel, which must not fail another one's bindings
         self._queues: list[tuple[AbstractQueue, str]] = []
         self._followings: dict[Key, list[Following]] = defaultdict(list)
         self._leaving: dict[Key, asyncio.Event] = {}  # their bindings are being taken away
@@ -61,7 +62,8 @@ class Subscription:
         followings.append(following)
         bound = False
         try:
-            await self._bind(key)
+            async with self._adding:
+                await self._bind(key)
             bound = True
         finally:
             if not bound:  # cancelled or refused; what was bound for it is taken away with what is over

@@ -75,6 +75,7 @@ class _Source:
     width: int = 1
     came: float = 0.0
     _heard: float = float("-inf")
+    _took: float = 0.0
     _to_ask: asyncio.Event = field(default_factory=asyncio.Event)
     _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -95,8 +96,12 @@ class _Source:
         self._forget(tap)  # not before: until it has the answer it may bring a job
 
     def ask(self) -> None:
-        """Have the broker asked beside whatever goes on: `answers` will be awaited in a moment."""
-        self._to_ask.set()
+        """Have the broker asked beside whatever goes on: `answers` will be awaited in a moment.
+
+        Where answers take long, this one would be too old by then, and is not asked for.
+        """
+        if self._took <= _FRESH:
+            self._to_ask.set()
 
     async def keep_asking(self) -> NoReturn:
         """Put the questions of `ask`, until cancelled."""
@@ -108,13 +113,16 @@ class _Source:
     async def answers(self) -> None:
         """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere.
 
-        A question put less than `_FRESH` ago will do, whoever put it; on a clock that no suspended machine stops.
+        A question put less than `_FRESH` before the call, or since, will do, whoever put it; on a clock that no
+        suspended machine stops.
         """
+        came = boot_time()
         async with self._asking:
-            if (asked := boot_time()) - self._heard > _FRESH:
+            if self._heard < came - _FRESH:
+                asked = boot_time()
                 async with asyncio.timeout(RPC_TIMEOUT):
                     await self.channel.set_qos(prefetch_count=1)
-                self._heard = asked
+                self._heard, self._took = asked, boot_time() - asked
 
     def brought(self, tap: _Tap) -> bool:
         """The tap has a job now. True when it had been waiting, so that there may be more."""
@@ -302,6 +310,8 @@ class JobIntake:
                 await source.close(tap)
         except BROKER_FAULTS as error:
             raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
+        if source.channel.is_closed:
+            raise SessionOver("a delivery could not be acked: its channel is closed, and the broker has it back")
         source.settled(tap)
         self._changed.set()
         try:

@@ -137,6 +137,9 @@ class LogPublisher:
     async def _publish(self, line: _Line, batch: Batch) -> None:
         try:
             await self._until_confirmed(line, batch)
+        except BaseException:
+            self._tasks = None  # it ends all the others, and nothing may be begun among them any more
+            raise
         finally:
             line.unconfirmed -= 1
             line.check()
