@@ -21,7 +21,7 @@ from runner.adapters.amqp import intake, topology
 from runner.adapters.amqp.delivery import JobDelivery
 from runner.adapters.amqp.intake import JobIntake
 from runner.adapters.amqp.leases import LeaseHold, Leases, MakeMessage
-from runner.adapters.amqp.link import SessionOver
+from runner.adapters.amqp.link import AckUnknown, SessionOver
 from runner.adapters.amqp.pulse import boot_time
 from runner.adapters.amqp.share import WEIGHTS
 from runner.errors import BrokerError
@@ -630,6 +630,28 @@ async def test_a_delivery_whose_channel_is_closed_before_its_ack_leaves_no_lease
         await (await second.claim("c2")).settle()
         await room.holds(room.names.worker_lease("w1"), 0)
         assert side.leases.orphans.empty()
+
+
+@pytest.mark.parametrize(("call", "seen"), [("answers", SessionOver), ("ack", AckUnknown)])
+async def test_a_claim_whose_call_the_library_cancels_is_not_cancelled_itself(
+    room: Room, broker: Endpoint, monkeypatch: pytest.MonkeyPatch, call: str, seen: type[Exception]
+) -> None:
+    """It does that to whoever waits for an answer on a connection that it closes."""
+
+    async def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with open_side(room.names, room.queues, broker.url, broker.url) as side:
+        side.intake.queues = [NORMAL]
+        await fill(room, 1)
+        side.intake.want(1)
+        delivery = await side.take()
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                *((intake._Source, "answers") if call == "answers" else (IncomingMessage, "ack")), cancelled
+            )
+            with pytest.raises(seen):
+                await delivery.claim("c1")
 
 
 # Answers of the broker

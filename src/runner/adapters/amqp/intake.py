@@ -17,7 +17,15 @@ from typing import NoReturn
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, AckUnknown, SessionOver, describe, until_closed
+from runner.adapters.amqp.link import (
+    BROKER_FAULTS,
+    RPC_TIMEOUT,
+    AckUnknown,
+    SessionOver,
+    describe,
+    is_our_own,
+    until_closed,
+)
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.pulse import boot_time
 from runner.adapters.amqp.share import Shares
@@ -308,6 +316,10 @@ class JobIntake:
                 tap.kept = tap.kept and self._keeps(source, tap)
             if tap.tag is not None and not tap.kept:
                 await source.close(tap)
+        except asyncio.CancelledError:
+            if is_our_own():
+                raise
+            raise SessionOver("a delivery could not be acked: the connection was closed") from None
         except BROKER_FAULTS as error:
             raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
         if source.channel.is_closed:
@@ -316,6 +328,10 @@ class JobIntake:
         self._changed.set()
         try:
             await message.ack()
+        except asyncio.CancelledError:
+            if is_our_own():
+                raise
+            raise AckUnknown("nobody knows whether a delivery was acked: the connection was closed") from None
         except BROKER_FAULTS as error:
             raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
 

@@ -172,13 +172,17 @@ class Link:
         self.pulse.asked = asked
 
 
+def is_our_own() -> bool:
+    """Whether a cancellation is: the library cancels callers whose frames it will never answer, too."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _use(user: User, connection: AbstractConnection) -> None:
     try:
         await user(connection)
     except asyncio.CancelledError:
-        # The library cancels callers whose frames it will never answer; that is not our own cancellation.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_our_own():
             raise
     raise SessionOver("a user of the connection stopped")
 

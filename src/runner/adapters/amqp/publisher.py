@@ -8,7 +8,7 @@ import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq.abc import DeliveredMessage
 
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe, until_closed
+from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe, is_our_own, until_closed
 from runner.errors import BrokerError, PublishUncertain
 
 log = logging.getLogger(__name__)
@@ -65,9 +65,7 @@ class Publisher:
             target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
             confirmed = await target.publish(message, routing_key, mandatory=mandatory, timeout=timeout)
         except asyncio.CancelledError:
-            # A local close cancels whoever waits for a confirm; that is not our own cancellation.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_our_own():
                 raise
             raise PublishUncertain("the connection was closed") from None
         except aiormq.exceptions.PublishError as error:
