@@ -644,12 +644,11 @@ async def test_a_claim_whose_call_the_library_cancels_is_not_cancelled_itself(
     async with open_side(room.names, room.queues, broker.url, broker.url) as side:
         side.intake.queues = [NORMAL]
         await fill(room, 1)
-        side.intake.want(1)
+        side.intake.want(6)
         delivery = await side.take()
         with monkeypatch.context() as patched:
-            patched.setattr(
-                *((intake._Source, "answers") if call == "answers" else (IncomingMessage, "ack")), cancelled
-            )
+            owner: type = intake._Source if call == "answers" else IncomingMessage
+            patched.setattr(owner, call, cancelled)
             with pytest.raises(seen):
                 await delivery.claim("c1")
 
