@@ -49,7 +49,7 @@ from runner.verdict import judge, parse_told
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0
-"""Seconds between two looks at what a job tells of its progress, and what it has written, at least."""
+"""Seconds, about, between two looks at what a job tells of its progress, and what it has written."""
 _LOOKS_MEET = 0.1
 """All jobs are looked at in the same tenths of a second: hundreds are not to wake the daemon hundreds of times."""
 _DISK_SHARE = 20
@@ -235,10 +235,18 @@ class Run:
         if not earlier.start_told:
             self.timeline.tell(EventKind.CLAIMED, again=earlier.record.told)
         try:
-            return await self._made(self._take_up(), self._out_of_patience(earlier))
+            container = await self._made(self._take_up(), self._out_of_patience(earlier))
         except NeverStarted:
             if earlier.container is not None or earlier.lives >= _LAUNCHES:
+                self._know_start(earlier)
                 raise
+        except EngineError:
+            self._know_start(earlier)
+            raise
+        else:
+            if container is None:
+                self._know_start(earlier)
+            return container
         try:
             async with asyncio.timeout(self.kill_budget.total_seconds()):
                 await self.engine.discard(self.attempt)
@@ -319,15 +327,25 @@ class Run:
             seconds = (started - self.claimed).total_seconds()
             self.observer.job_started(plan, warm=container.warm, seconds=max(0.0, seconds))
         self.timeline.started = started
-        if self.earlier is None or not self.earlier.start_told:
-            self._telling = self.timeline.tell(
-                EventKind.STARTED,
-                again=self.earlier.record.told + 1 if self.earlier is not None else None,
-                container=container.id,
-                warm=container.warm,
-                deadline=started + plan.limits.timeout,
-            )
+        self._tell_start(started, container.id, warm=container.warm)
         return started
+
+    def _know_start(self, earlier: OpenClaim) -> None:
+        """Of a job that cannot be adopted, say when it started, if that is on record."""
+        limits = self.attempt.plan.limits
+        if earlier.deadline is not None:
+            self._started = self.timeline.started = earlier.deadline - limits.timeout - limits.grace
+            self._tell_start(self._started, earlier.container, warm=None)
+
+    def _tell_start(self, started: datetime, container: str | None, *, warm: bool | None) -> None:
+        """Tell of the start, unless an earlier life is known to have done so."""
+        earlier = self.earlier
+        if earlier is None or not earlier.start_told:
+            again = earlier.record.told + 1 if earlier is not None else None
+            deadline = started + self.attempt.plan.limits.timeout
+            self._telling = self.timeline.tell(
+                EventKind.STARTED, again=again, container=container, warm=warm, deadline=deadline
+            )
 
     async def _write_down(self, container: Container, started: datetime) -> None:
         """Put the start on record, and that it was told as soon as it was: a life that finds both tells it no more."""

@@ -53,6 +53,10 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str, timeout
         raise AssertionError(f"not within {timeout:g} s: {what}") from None
 
 
+BUSY = "the engine did not answer ping"
+"""A problem that a daemon has whose engine, or whose machine, has too much to do."""
+
+
 @asynccontextmanager
 async def without_problems(readiness: Callable[[], Awaitable[str]], *, but: str | None = None) -> AsyncIterator[None]:
     """A block in which `/readyz` names no problem, but perhaps one with these words in it; in the end there is none.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import aio_pika
 import pytest
 from tests.e2e.conftest import OpenSite
-from tests.e2e.daemon import WAITS, Daemon, Site, eventually
+from tests.e2e.daemon import BUSY, WAITS, Daemon, Site, eventually
 from tests.e2e.submitter import open_submitter, sh
 from tests.proxy import Proxy
 
@@ -25,7 +25,7 @@ async def twin(at: OpenSite, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
         await first.ready()
         elsewhere = replace(site, folder=folder / "elsewhere")
         elsewhere.state_dir.mkdir(mode=0o700, parents=True)
-        async with first.unhindered(), elsewhere.daemon(stacks__dir=str(site.stacks)) as second:
+        async with first.unhindered(but=BUSY), elsewhere.daemon(stacks__dir=str(site.stacks)) as second:
             yield second
         await first.stop()
 
@@ -117,7 +117,7 @@ async def test_jobs_of_a_daemon_that_was_killed_end_once_each(site: Site) -> Non
 async def test_a_daemon_in_the_same_folder_does_not_start(site: Site) -> None:
     async with site.daemon() as first:
         await first.ready()
-        async with first.unhindered(), site.daemon() as second:
+        async with first.unhindered(but=BUSY), site.daemon() as second:
             assert await second.exited() == CONFIG
             assert f"in use by the process {first.process.pid}" in second.log.read_text()
         await first.stop()

@@ -10,7 +10,7 @@ from datetime import timedelta
 import aiodocker
 import aiohttp
 import pytest
-from tests.e2e.daemon import Site, eventually, free_port, without_problems
+from tests.e2e.daemon import BUSY, Site, eventually, free_port, without_problems
 from tests.e2e.submitter import open_submitter, sh
 
 from runner.adapters.docker import sweep
@@ -76,7 +76,7 @@ async def test_a_container_that_nobody_accounts_for_is_shown(
         stray = await docker.containers.create(
             {"Image": "runner/e2e-plain:current", "Cmd": ["true"], "Labels": {"runner.worker": site.ns}}
         )
-        async with without_problems(lambda: pages.get("/readyz")):
+        async with without_problems(lambda: pages.get("/readyz"), but=BUSY):
             await eventually(lambda: pages.show(1), "the container is shown")
         await stray.delete(force=True)
         await eventually(lambda: pages.show(0), "the container is not shown any more")

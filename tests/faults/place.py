@@ -11,7 +11,7 @@ from typing import Any
 
 import aio_pika
 import aiodocker
-from tests.e2e.daemon import Daemon, Site, eventually, open_site
+from tests.e2e.daemon import BUSY, Daemon, Site, eventually, open_site
 from tests.e2e.submitter import STACK, Followed, Submitter, open_submitter, sh
 from tests.engine_proxy import EngineProxy
 from tests.faults import held_runtime
@@ -52,7 +52,7 @@ class Place:
 
     def unhindered(self) -> AbstractAsyncContextManager[None]:
         """A block in which the daemon takes jobs; but for an engine that is busy, which this one gives a second."""
-        return self.daemon.unhindered(but="the engine did not answer ping")
+        return self.daemon.unhindered(but=BUSY)
 
     def let_go(self, job: Followed) -> None:
         """End a job's `GO`."""

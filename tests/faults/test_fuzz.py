@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aio_pika
 import pytest
-from tests.e2e.daemon import eventually, open_site
+from tests.e2e.daemon import BUSY, eventually, open_site
 from tests.services import Endpoint
 
 from runner.job import DeadCode
@@ -55,7 +55,7 @@ async def test_no_message_brings_the_daemon_down(
         async def all_buried() -> bool:
             return (await site.messages()).get("dead", 0) == MESSAGES
 
-        async with daemon.unhindered():
+        async with daemon.unhindered(but=BUSY):
             await publish(broker.url, namespace, [mutated(chance) for _ in range(MESSAGES)], chance)
             await eventually(all_buried, f"{MESSAGES} dead letters", timeout=60 + MESSAGES / 20)
         codes = await reasons(broker.url, namespace)

@@ -651,6 +651,7 @@ async def test_a_claim_whose_call_the_library_cancels_is_not_cancelled_itself(
             patched.setattr(owner, call, cancelled)
             with pytest.raises(seen):
                 await delivery.claim("c1")
+        assert "c1" not in side.leases._holds, "nobody renews it"
 
 
 # Answers of the broker

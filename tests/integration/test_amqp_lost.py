@@ -305,7 +305,10 @@ class Held(Publisher):
         await super().publish(exchange, routing_key, message, **more)
 
 
-async def test_a_worker_that_ends_waits_for_the_copy_that_is_on_its_way(room: Room, wire: Proxy) -> None:
+async def test_a_worker_that_ends_waits_for_the_copy_that_is_on_its_way(
+    room: Room, wire: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases_module, "_DRAINED_WITHIN", 3600.0)
     publisher = Held()
     async with owner_side(room, wire, publisher=publisher) as owner:
         hold = await owner.claim("c1")

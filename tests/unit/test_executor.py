@@ -794,6 +794,18 @@ async def test_a_job_whose_container_is_gone_is_lost() -> None:
     assert result.verdict.outcome is Outcome.LOST
 
 
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_job_whose_container_is_gone_has_started_when_the_record_says(*, told: bool) -> None:
+    house = House(*RUNS)
+    limits = house.attempt.plan.limits
+    deadline = NOW + limits.timeout + limits.grace
+    house.earlier = OpenClaim(record=house.record, lives=0, container="f" * 64, deadline=deadline, start_told=told)
+    result = await house.result()
+    assert (result.verdict.outcome, result.times.started) == (Outcome.LOST, NOW)
+    again = [(event.kind, event.seq) for event in house.events.of("job-1") if event.kind in BEGIN]
+    assert again == ([] if told else [(EventKind.CLAIMED, 1), (EventKind.STARTED, 2)])
+
+
 # Disk
 
 

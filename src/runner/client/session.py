@@ -15,7 +15,7 @@ from aiormq.abc import DeliveredMessage
 
 from runner.adapters.amqp.ask import Asker, open_asker
 from runner.adapters.amqp.connect import connect_once
-from runner.adapters.amqp.link import BROKER_FAULTS, describe
+from runner.adapters.amqp.link import BROKER_FAULTS, describe, is_our_own
 from runner.adapters.amqp.names import Names
 from runner.adapters.amqp.publisher import Unroutable
 from runner.client import inquiry
@@ -198,9 +198,7 @@ class Client:
             target = await channel.get_exchange(exchange, ensure=False)
             confirmed = await target.publish(message, key, mandatory=True, timeout=_CONFIRM_TIMEOUT)
         except asyncio.CancelledError:
-            # The library cancels whoever waits for a confirm when the connection goes; that is not our cancellation.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_our_own():
                 raise
             raise PublishUncertain("the connection was lost before the broker confirmed the message") from None
         except aiormq.exceptions.PublishError as error:

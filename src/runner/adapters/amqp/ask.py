@@ -12,7 +12,7 @@ import aiormq
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
 from runner.adapters.amqp.find import LAST_HEADER, PART_HEADER
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe
+from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe, is_our_own
 from runner.adapters.amqp.names import Names
 from runner.codec import new_id
 from runner.errors import BrokerError
@@ -107,9 +107,7 @@ class Asker:
             control = await self.channel.get_exchange(self.names.control, ensure=False)
             await control.publish(message, key, mandatory=False, timeout=_PUBLISH_TIMEOUT)
         except asyncio.CancelledError:
-            # The library cancels whoever waits for a confirm when the connection goes; that is not our cancellation.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_our_own():
                 raise
             raise BrokerError("the connection to the broker was lost") from None
         except aiormq.exceptions.ChannelNotFoundEntity as error:

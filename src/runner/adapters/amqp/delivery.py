@@ -9,7 +9,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from runner.adapters.amqp.intake import Ack, Soon
 from runner.adapters.amqp.leases import LeaseHold, Leases
-from runner.adapters.amqp.link import BROKER_FAULTS, AckUnknown, describe
+from runner.adapters.amqp.link import BROKER_FAULTS, AckUnknown, acking, describe
 from runner.adapters.amqp.names import DeadHeader, Header, Names, delay_path, is_smuggled
 from runner.adapters.amqp.publisher import Publisher
 from runner.codec import ID, Envelope, decode_job, new_id, parse_route, tenant_of
@@ -391,10 +391,8 @@ def plain_ack(message: AbstractIncomingMessage) -> Ack:
     """The ack of a message that did not come from a job queue."""
 
     async def ack() -> None:
-        try:
+        with acking():
             await message.ack()
-        except BROKER_FAULTS as error:
-            raise BrokerError(f"a delivery could not be acked: {describe(error)}") from error
 
     return ack
 

@@ -20,8 +20,8 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from runner.adapters.amqp.link import (
     BROKER_FAULTS,
     RPC_TIMEOUT,
-    AckUnknown,
     SessionOver,
+    acking,
     describe,
     is_our_own,
     until_closed,
@@ -121,12 +121,12 @@ class _Source:
     async def answers(self) -> None:
         """Return when the broker has answered on the channel: an ack over a connection that is dead goes nowhere.
 
-        A question put less than `_FRESH` before the call, or since, will do, whoever put it; on a clock that no
-        suspended machine stops.
+        A question put less than `_FRESH` before the call, or since, will do, whoever put it; unless the machine was
+        suspended meanwhile.
         """
         came = boot_time()
         async with self._asking:
-            if self._heard < came - _FRESH:
+            while self._heard < max(came - _FRESH, boot_time() - RPC_TIMEOUT):
                 asked = boot_time()
                 async with asyncio.timeout(RPC_TIMEOUT):
                     await self.channel.set_qos(prefetch_count=1)
@@ -326,14 +326,8 @@ class JobIntake:
             raise SessionOver("a delivery could not be acked: its channel is closed, and the broker has it back")
         source.settled(tap)
         self._changed.set()
-        try:
+        with acking():
             await message.ack()
-        except asyncio.CancelledError:
-            if is_our_own():
-                raise
-            raise AckUnknown("nobody knows whether a delivery was acked: the connection was closed") from None
-        except BROKER_FAULTS as error:
-            raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
 
     def _keeps(self, source: _Source, tap: _Tap) -> bool:
         """Whether another job is wanted of the tap when its own is settled."""

@@ -22,11 +22,11 @@ from typing import Any, Protocol
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
-from runner.adapters.amqp.link import BROKER_FAULTS, RPC_TIMEOUT, describe, until_closed
+from runner.adapters.amqp.link import RPC_TIMEOUT, AckUnknown, acking, describe, until_closed
 from runner.adapters.amqp.names import Header, Names
 from runner.adapters.amqp.publisher import Publisher
 from runner.adapters.amqp.pulse import Pulse
-from runner.errors import BrokerError
+from runner.errors import BrokerError, PublishUncertain
 from runner.flag import Flag
 
 log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class Leases:
 
     async def _renew(self, hold: LeaseHold) -> None:
         """Publish the next copy, once. It may wait for as long as the lease lives: the broker may have blocked us."""
-        hold.seq += 1
+        seq = hold.seq = hold.seq + 1
         published = self.pulse.clock()
         try:
             await self.publisher.publish(
@@ -279,6 +279,8 @@ class Leases:
             )
         except BrokerError as error:
             log.debug("a lease could not be renewed yet", extra={"claim": hold.claim, "fault": describe(error)})
+            if not isinstance(error, PublishUncertain) and self._ended.get(hold.claim) == seq:
+                self._ended[hold.claim] = 0  # it is not on its way
             await asyncio.sleep(_AGAIN)
             self._back.put_nowait(hold)
         else:
@@ -353,6 +355,7 @@ class Leases:
         if message is None:
             return
         try:
-            await message.ack()
-        except BROKER_FAULTS:
+            with acking():
+                await message.ack()
+        except AckUnknown:
             log.debug("a lease could not be acked; it will come again")

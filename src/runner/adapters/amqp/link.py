@@ -8,7 +8,8 @@ place, since the client library's own repair leaves channels behind that are nei
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -176,6 +177,19 @@ def is_our_own() -> bool:
     """Whether a cancellation is: the library cancels callers whose frames it will never answer, too."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@contextmanager
+def acking() -> Iterator[None]:
+    """Turns whatever keeps us from knowing that an ack has arrived into `AckUnknown`."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if is_our_own():
+            raise
+        raise AckUnknown("nobody knows whether a delivery was acked: the connection was closed") from None
+    except BROKER_FAULTS as error:
+        raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
 
 
 async def _use(user: User, connection: AbstractConnection) -> None:
