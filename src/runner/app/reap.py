@@ -58,7 +58,8 @@ async def reap(settings: Settings) -> Reaped:
 async def reap_expired(settings: Settings) -> Reaped:
     """Remove the containers that no life of the daemon will want: past their time, unknown, or without a lease.
 
-    Where no daemon runs, all other files of jobs go, too. Beside a daemon that runs it touches nothing of that daemon's. Raises `EngineError` when the engine takes too long.
+    Where no daemon runs, all other files of jobs go, too. Beside a daemon that runs it touches nothing of that one's.
+    Raises `EngineError` when the engine takes too long.
     """
     metrics = Metrics(version=__version__, installed=lambda: ())
     try:
