@@ -22,8 +22,7 @@ from runner.adapters.amqp.link import (
     RPC_TIMEOUT,
     SessionOver,
     acking,
-    describe,
-    is_our_own,
+    faults_as,
     until_closed,
 )
 from runner.adapters.amqp.names import Names
@@ -309,19 +308,13 @@ class JobIntake:
         self._changed.set()
 
     async def _settle(self, source: _Source, tap: _Tap, message: AbstractIncomingMessage) -> None:
-        try:
+        with faults_as(SessionOver, "a delivery could not be acked"):
             tap.kept = self._keeps(source, tap)
             if tap.kept or tap.tag is None:
                 await source.answers()
                 tap.kept = tap.kept and self._keeps(source, tap)
             if tap.tag is not None and not tap.kept:
                 await source.close(tap)
-        except asyncio.CancelledError:
-            if is_our_own():
-                raise
-            raise SessionOver("a delivery could not be acked: the connection was closed") from None
-        except BROKER_FAULTS as error:
-            raise SessionOver(f"a delivery could not be acked: {describe(error)}") from error
         if source.channel.is_closed:
             raise SessionOver("a delivery could not be acked: its channel is closed, and the broker has it back")
         source.settled(tap)

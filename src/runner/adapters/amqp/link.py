@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -180,16 +180,21 @@ def is_our_own() -> bool:
 
 
 @contextmanager
-def acking() -> Iterator[None]:
-    """Turns whatever keeps us from knowing that an ack has arrived into `AckUnknown`."""
+def faults_as(kind: type[BrokerError], what: str) -> Iterator[None]:
+    """Turns a fault of the connection, and the library's cancellation when that is closed, into `kind`."""
     try:
         yield
     except asyncio.CancelledError:
         if is_our_own():
             raise
-        raise AckUnknown("nobody knows whether a delivery was acked: the connection was closed") from None
+        raise kind(f"{what}: the connection was closed") from None
     except BROKER_FAULTS as error:
-        raise AckUnknown(f"nobody knows whether a delivery was acked: {describe(error)}") from error
+        raise kind(f"{what}: {describe(error)}") from error
+
+
+def acking() -> AbstractContextManager[None]:
+    """Turns whatever keeps us from knowing that an ack has arrived into `AckUnknown`."""
+    return faults_as(AckUnknown, "nobody knows whether a delivery was acked")
 
 
 async def _use(user: User, connection: AbstractConnection) -> None:
